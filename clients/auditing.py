@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from flwr.app import Context
 
-from clients.messages import Asked
-from psl_flower.engine.upper import UpperEngine
+from clients.asked import Asked
 from psl_flower.errors import ConfigError, FrameMismatch, RunError
 from psl_flower.flower.answering import LOWER
-from psl_flower.flower.node_config import is_simulated, own_limit, permission
+from psl_flower.flower.node_config import is_simulated, own_count, permission
 from psl_flower.system.files import disk_errors, locked, read_file, write_file
 from psl_flower.text import counted
 from psl_flower.wire import questions
@@ -44,14 +42,11 @@ def smash(asked: Asked[questions.SmashImages]) -> Parcel:
     smashed: dict[int, Tensors] = {}
     for m in host.task.parties:
         patches_BKChw = asked.received.tensors("patches", m).get("patches")
-        if patches_BKChw is None or m not in asked.question.saved:
-            raise FrameMismatch(f"{LOWER}: expected patches and the step of Upper {m}, received none")
-        with closing(host.party(m)) as engine:
-            if not isinstance(engine, UpperEngine):
-                raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: no other party is audited")
+        if patches_BKChw is None:
+            raise FrameMismatch(f"{LOWER}: expected patches of Upper {m}, received none")
+        with host.upper_after(m, asked.question.saved) as engine:
             engine.check_patches(patches_BKChw)
-            engine.go_to(asked.question.saved[m])
-            most = None if is_simulated(host.context) else own_limit(host.context, _MOST) or MOST_IMAGES
+            most = None if is_simulated(host.context) else own_count(host.context, _MOST) or MOST_IMAGES
             note(host.checkpoints(m).folder / LOG, len(patches_BKChw), most, more=asked.question.more)
             smashed[m] = {"smashed": engine.of_patches(patches_BKChw)}
     return Parcel(tensors={"smashed": smashed})

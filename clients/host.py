@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +17,17 @@ from psl_flower.engine.build import (
     OnnxInference,
 )
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.mid_step import MidStepParty
-from psl_flower.engine.party import PartyEngine
+from psl_flower.engine.party import Party, PartyEngine
 from psl_flower.engine.pretrained import FILE, check_name, load_upper, read_weights
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import ConfigError, PositionError, RunError, StoreError
+from psl_flower.errors import ConfigError, FrameMismatch, PositionError, RunError, StoreError
 from psl_flower.flower.answering import LOWER
 from psl_flower.flower.node_config import (
     is_simulated,
-    own_least,
-    own_limit,
-    own_setting,
+    own_amount,
+    own_count,
     own_state,
+    own_text,
     permission,
     simulation_slots,
     state_root,
@@ -191,6 +191,25 @@ class Host:
         blueprint = Blueprint.decode(self.task.settings)
         return blueprint.adaptation_node(choose_device(blueprint.config.machine.device), self.checkpoints(m))
 
+    @contextmanager
+    def upper_after(self, m: int, saved: Mapping[int, int]) -> Iterator[UpperEngine]:
+        """Open an Upper as it was after `saved[m]` steps, as the server names them; errors are those of `party`.
+
+        Raises
+        ------
+        FrameMismatch
+            If the server names no step of it, or asks for the Adaptation Net.
+        RunError
+            If there is no such checkpoint, or it is damaged.
+        """
+        if m not in saved:
+            raise FrameMismatch(f"{LOWER}: expected the step of Upper {m}, received none")
+        with closing(self.party(m)) as engine:
+            if not isinstance(engine, UpperEngine):
+                raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper, not for the Adaptation Net")
+            engine.go_to(saved[m])
+            yield engine
+
     def keep_weights(self, m: int, content: bytes) -> None:
         """Keep the file of weights that Upper m begins with.
 
@@ -212,7 +231,7 @@ class Host:
         asked = blueprint.config.network.upper_weights_hash
         if not asked or self.simulated:
             return
-        allowed = [name.strip() for name in own_setting(self.context, _WEIGHTS).split(",")]
+        allowed = [name.strip() for name in own_text(self.context, _WEIGHTS).split(",")]
         if asked not in allowed:
             raise ConfigError(
                 f"this run's Uppers begin with the weights {asked}, which this node does not take; its operator can "
@@ -224,7 +243,7 @@ class Host:
 
         Only codes are bounded; the models of a lightening send what their maker likes.
         """
-        most = None if self.simulated else own_limit(self.context, _MOST_BITS)
+        most = None if self.simulated else own_count(self.context, _MOST_BITS)
         if most is None:
             return
         blueprint = Blueprint.decode(self.task.settings)
@@ -238,7 +257,7 @@ class Host:
 
     def _check_noise(self) -> None:
         """Raise ConfigError if a real node's own configuration has `least-noise`, and a run adds less to codes."""
-        least = None if self.simulated else own_least(self.context, _LEAST_NOISE)
+        least = None if self.simulated else own_amount(self.context, _LEAST_NOISE)
         if least is None:
             return
         blueprint = Blueprint.decode(self.task.settings)
@@ -269,7 +288,7 @@ class Host:
         if not (collects or later or self.task.part):
             raise ConfigError("this run leaves its model on the nodes (collect-model=false), so no weights are sent")
 
-    def check_allowed(self, party: PartyEngine | MidStepParty) -> None:
+    def check_allowed(self, party: Party) -> None:
         """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.
 
         The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.
@@ -291,10 +310,10 @@ def serves_adaptation(context: Context) -> bool:
     ConfigError
         If it names another role, or a store too: that node would see patches and labels.
     """
-    role = own_setting(context, "role")
+    role = own_text(context, "role")
     if role not in ("", "adaptation"):
         raise ConfigError(f"node-config role: expected 'adaptation', got {role!r}; leave it out on an Upper node")
-    if role and own_setting(context, "store"):
+    if role and own_text(context, "store"):
         raise ConfigError("node-config: a node with role='adaptation' sees labels, so it must have no store; drop one")
     return bool(role)
 
@@ -314,13 +333,13 @@ def own_stores(context: Context) -> Iterator[PatchStore]:
         If the configuration lacks something.
     """
     for place in _own_places(context):
-        yield open_store(place, _own_keys(context), owner=own_setting(context, "owner"), seen=_own_memory(context))
+        yield open_store(place, _own_keys(context), owner=own_text(context, "owner"), seen=_own_memory(context))
 
 
 def own_sealed_stores(context: Context) -> Iterator[Opened]:
     """Open, one after the other, a real node's stores, all of which must be sealed; see `own_stores`."""
     for place in _own_places(context):
-        yield open_sealed(place, _own_keys(context), owner=own_setting(context, "owner"), seen=_own_memory(context))
+        yield open_sealed(place, _own_keys(context), owner=own_text(context, "owner"), seen=_own_memory(context))
 
 
 def check_lightening_allowed(context: Context) -> None:
@@ -337,12 +356,12 @@ def check_lightening_allowed(context: Context) -> None:
 
 
 def _own_places(context: Context) -> list[str | Path]:
-    places = [place.strip() for place in own_setting(context, "store").split(",") if place.strip()]
+    places = [place.strip() for place in own_text(context, "store").split(",") if place.strip()]
     return [place if "://" in place else expanded(place, "node-config store") for place in places]
 
 
 def _own_keys(context: Context) -> KeyRing | None:
-    key, passphrase_file = own_setting(context, "key"), own_setting(context, "passphrase-file")
+    key, passphrase_file = own_text(context, "key"), own_text(context, "passphrase-file")
     if not key:
         return None
     passphrase = expanded(passphrase_file, "node-config passphrase-file") if passphrase_file else None

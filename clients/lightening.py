@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-import numpy as np
-
+from clients.asked import Asked, Handler
 from clients.host import Host, check_lightening_allowed, check_store
-from clients.messages import Asked, Handler
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.errors import FrameMismatch
 from psl_flower.flower.answering import LOWER
@@ -19,6 +17,7 @@ from psl_flower.lightening import on_node
 from psl_flower.patches.store import PatchStore
 from psl_flower.wire import questions
 from psl_flower.wire.node_messages import Measured
+from psl_flower.wire.plan import unpack_samples
 from psl_flower.wire.questions import Parcel, Question, Tensors
 
 
@@ -48,7 +47,7 @@ def quantise(asked: Asked[questions.LightenQuantise]) -> Parcel:
     host = asked.host()
     host.prepare_process()
     blueprint = Blueprint.decode(host.task.settings)
-    samples_B = np.frombuffer(asked.question.samples, dtype="<i8")
+    samples_B = unpack_samples(asked.question.samples)
     models: dict[int, bytes] = {}
     smashed: dict[int, Tensors] = {}
     for m, store in _stores(host):

@@ -11,12 +11,11 @@ from contextlib import closing
 from flwr.clientapp import ClientApp
 
 from clients import auditing, lightening
+from clients.asked import Asked, Handler, register
 from clients.host import Build, build_engine, own_stores, serves_adaptation
-from clients.messages import Asked, Handler, register
-from psl_flower.engine.upper import UpperEngine, claim_of
-from psl_flower.errors import FrameMismatch
-from psl_flower.flower.answering import LOWER, open_streams, take_step
-from psl_flower.flower.node_config import is_simulated, own_tls, simulation_slots
+from psl_flower.engine.upper import claim_of
+from psl_flower.flower.answering import open_streams, take_step
+from psl_flower.flower.node_config import is_simulated, own_tls, simulated_inventory
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.authorisation import answer
@@ -41,8 +40,7 @@ def upper_app(build: Build = build_engine) -> ClientApp:
 def _inventory(asked: Asked[questions.AskInventory]) -> Parcel:
     context = asked.context
     if is_simulated(context):
-        partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return Parcel(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))
+        return Parcel(simulated_inventory(context))
     own_tls(context)  # errors in certificates show at the start of the run
     if serves_adaptation(context):
         return Parcel(Inventory(adaptation=True))
@@ -75,12 +73,7 @@ def _collect(asked: Asked[questions.GiveWeights]) -> Parcel:
     host.check_collecting()
     weights: dict[int, Tensors] = {}
     for m in host.task.parties:
-        with closing(host.party(m)) as engine:
-            if not isinstance(engine, UpperEngine):
-                raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: the Adaptation Net is not collected")
-            if m not in asked.question.saved:
-                raise FrameMismatch(f"{LOWER}: expected the step of Upper {m}, received none")
-            engine.go_to(asked.question.saved[m])
+        with host.upper_after(m, asked.question.saved) as engine:
             weights[m] = engine.model.state_dict()
     return Parcel(tensors={"upper": weights})
 

@@ -6,10 +6,13 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from psl_flower.errors import ConfigError
+
+# Called, while something takes long, with what it is, how much is done, and of how much.
+OnProgress = Callable[[str, int, int], None]
 
 _SHOWN = 40
 # First characters of a spreadsheet's formula, which may run programs; numbers may begin with them as well.

@@ -40,7 +40,7 @@ from psl_flower.lightening.names import title_of
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.report import write_report, write_result
 from psl_flower.lightening.settings import EDGE, LighteningSettings
-from psl_flower.lightening.training import Training, lower_engine, shapes_up, training_config
+from psl_flower.lightening.training import LightTraining, lower_engine, shapes_up, training_config
 from psl_flower.models import PatchSplitNet
 from psl_flower.text import counted, duration
 from psl_flower.wire.node_messages import NodeTask
@@ -96,7 +96,7 @@ class FederatedBackend:
             nodes.find(self._settings.target)
         nodes.ready()
 
-    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+    def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network over the federation; see `Backend.train`. Raises PslError as any training."""
         if training.checkpoint.exists():
             net.load_state_dict(load_state(training.checkpoint)["net"])
@@ -173,13 +173,13 @@ class FederatedBackend:
         """Put the light Uppers in place on the nodes, to predict with."""
         self._nodes(IN_PLACE).keep(files_in(third, self._description.num_uppers))
 
-    def _place(self, task: NodeTask, net: PatchSplitNet, training: Training) -> None:
+    def _place(self, task: NodeTask, net: PatchSplitNet, training: LightTraining) -> None:
         weights = {m: upper.state_dict() for m, upper in enumerate(net.uppers)}
         uppers = training.teacher.net.uppers if training.teacher is not None else ()
         taught = {m: upper.state_dict() for m, upper in enumerate(uppers)}
         self._light(task).place(weights, taught)
 
-    def _train(self, blueprint: Blueprint, training: Training, parties: Parties) -> list[dict[str, torch.Tensor]]:
+    def _train(self, blueprint: Blueprint, training: LightTraining, parties: Parties) -> list[dict[str, torch.Tensor]]:
         """Train from the Lower's step to the end; return the Uppers' weights."""
         task, done = blueprint.task(self._run.stores.labels), parties.lower.step
         self._reporter.plan(

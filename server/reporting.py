@@ -23,7 +23,7 @@ from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.runs.tracking import Tracking
 from psl_flower.text import counted, duration, printable
 from server.event_files import EventFiles
-from server.measured import measured
+from server.round_metrics import measured
 from server.run_log import set_up_log
 from server.scores import NAMES, draw, recorded
 from server.superlink import superlink_lost

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from psl_flower.errors import ConfigError
-from psl_flower.flower.collection import collect_answers
+from psl_flower.flower.asking import ask_hosts
 from psl_flower.flower.link import NodeLink
 from psl_flower.kinds import Restore
 from psl_flower.sealed import authorisation
 from psl_flower.sealed import manifest as manifests
 from psl_flower.system.files import read_file, write_file
 from psl_flower.text import counted, expanded
+from psl_flower.wire.questions import SealForRestorers
 from server.run import ServerRun
 
 
@@ -35,13 +36,17 @@ def restore(run: ServerRun[Restore]) -> None:
     task = run.node_task()
     link = NodeLink(task, stores.description.assignment, run.config.wire)
     link.open_in_time(run.grid, {})
-    answers = collect_answers(run.grid, link.placement, task, request, run.config.wire.node_timeout_s)
+    answers = ask_hosts(
+        run.grid, link.placement, task, lambda task: SealForRestorers(task=task, request=request),
+        run.config.wire.node_timeout_s,
+    )  # fmt: skip
+    sealed = {m: answer.part(m) for m, answer in answers.items()}  # the server can read none of them
     folder = run.folder.path / "answers"
-    for m, answer in answers.items():
+    for m, answer in sealed.items():
         write_file(folder / f"upper-{m:03d}.psl", answer, mode=0o644, parents=True)
     run.reporter.end(
         "completed",
-        f"{counted(len(answers), 'answer')} for {counted(len(asked.images), 'image')}: {folder}; "
+        f"{counted(len(sealed), 'answer')} for {counted(len(asked.images), 'image')}: {folder}; "
         "the recipients open them: "
         f"psl restore --request {file} --answers {folder} ...",
     )

@@ -20,7 +20,7 @@ from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, 
 from psl_flower.flower.placement import Placement
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
-from psl_flower.runs.best import Best, load_best
+from psl_flower.runs.best_checkpoint import BestCheckpoint, load_best
 from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.runs.predictions import write_table
@@ -110,7 +110,7 @@ def _tracking(run: ServerRun[Train]) -> Tracking:
     return Tracking(noted, run.source)
 
 
-def _complete(run: ServerRun[Train], seconds: float, best: Best | None, model: str) -> None:
+def _complete(run: ServerRun[Train], seconds: float, best: BestCheckpoint | None, model: str) -> None:
     """Report the end of a run that has trained."""
     if (run.source.path / "predictions.npz").exists():
         write_table(run.source, run.stores.description)
@@ -182,7 +182,7 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     return f"model in {run.source.model}; try: psl evaluate {run.source.name}"
 
 
-def _kept(best: Best | None) -> str:
+def _kept(best: BestCheckpoint | None) -> str:
     if best is None:
         return ""
     ended = f", training ended early, after step {best.trained}" if best.stopped_early else ""

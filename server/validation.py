@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 
 from psl_flower.engine.rounds import RoundReport
-from psl_flower.engine.stopping import Monitor, Verdict
+from psl_flower.engine.stopping import BestSoFar, Monitor
 from psl_flower.engine.task import Task
 from psl_flower.kinds import Train
-from psl_flower.runs.best import Best, load_best, save_best
+from psl_flower.runs.best_checkpoint import BestCheckpoint, load_best, save_best
 from server.run import Parties, ServerRun
 from strategies import PatchSplit
 
@@ -58,7 +58,7 @@ class Validation:
         if verdict.ended:
             raise EndedEarly
 
-    def finish(self) -> Best:
+    def finish(self) -> BestCheckpoint:
         """Go to the best checkpoint, drop later ones, and run through the test split with it, if that is not done.
 
         Raises PslError as `ServerRun.predictions`.
@@ -82,10 +82,10 @@ class Validation:
             run.reporter.tested(best.step, predictions, absent)
         return best
 
-    def _best(self) -> Best:
+    def _best(self) -> BestCheckpoint:
         verdict = self._verdict()
         last = self._parties.checkpoints.steps()[-1]
-        return Best(
+        return BestCheckpoint(
             step=verdict.step or last,
             trained=last,
             monitor=self._monitor.name,
@@ -97,5 +97,5 @@ class Validation:
         assert self._strategy is not None
         self._strategy.keep(step, saved)
 
-    def _verdict(self) -> Verdict:
+    def _verdict(self) -> BestSoFar:
         return self._monitor.verdict(self._run.source.read_metrics())

@@ -1,25 +1,22 @@
-"""Single messages to the nodes of a run, for what needs no streams."""
+"""Single messages to the nodes of a run, for what needs no streams; asked again where a node is lost."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
 from flwr.serverapp import Grid
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import NodeLost, PeerLost
+from psl_flower.flower.asking import ask_hosts
 from psl_flower.flower.link import NodeLink
-from psl_flower.flower.messages import ask, message
 from psl_flower.flower.placement import Placement
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import Question, Received, Tensors
 
 log = logging.getLogger("psl_flower")
-
-Value = TypeVar("Value")
 
 _MOST_ATTEMPTS = 3
 
@@ -57,22 +54,15 @@ class AskedNodes:
         """
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             placement = self.placement()
-            messages = []
-            for node in placement.hosts if only is None else [only()]:  # a node that came back may have another id
-                hosted = placement.hosts[node]
-                own = {name: _of(hosted, states) for name, states in (tensors or {}).items()}
-                messages.append(message(node, question(self._task.hosting(hosted)), _of(hosted, parts or {}), own))
+            node = None if only is None else only()  # a node that came back may have another id
             try:
-                answers = ask(self._grid, messages, self._timeout_s, placement.names, may_take_long=True)
+                return ask_hosts(
+                    self._grid, placement, self._task, question, self._timeout_s,
+                    parts=parts, tensors=tensors, only=node, may_take_long=True,
+                )  # fmt: skip
             except (PeerLost, NodeLost) as error:
                 if placement.simulated or attempt == _MOST_ATTEMPTS:
                     raise
                 log.warning("%s; asking again once all nodes are back", error)
                 self._link.close()
-            else:
-                return {m: answer for node, answer in answers.items() for m in placement.hosts[node]}
         raise AssertionError("the last attempt returns or raises")
-
-
-def _of(hosted: Collection[int], values: Mapping[int, Value]) -> dict[int, Value]:
-    return {m: value for m, value in values.items() if m in hosted}

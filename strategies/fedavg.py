@@ -17,7 +17,7 @@ from psl_flower.errors import NodeError, PeerLost
 
 
 @dataclass(slots=True, kw_only=True)
-class Traffic:
+class RoundTotals:
     """Totals of a round's messages."""
 
     #: Bytes of records from and to each node so far, by Flower's node id.
@@ -32,7 +32,7 @@ class Traffic:
 class StrictAveraging(FedAvg):
     """Mixin in front of one of Flower's strategies, which does the averaging."""
 
-    traffic: Traffic
+    traffic: RoundTotals
     statistics: Collection[str]
     _began: float
     _sent: int
@@ -114,7 +114,7 @@ def averaging(
     strategy = make[name](
         fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients, **own.get(name, {})
     )
-    strategy.traffic, strategy.statistics = Traffic(), frozenset(statistics)
+    strategy.traffic, strategy.statistics = RoundTotals(), frozenset(statistics)
     return strategy
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from psl_flower.engine.pretrained import write_uppers
 from psl_flower.errors import RunError
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
-
-Progress = Callable[[str, int, int], None]
+from psl_flower.text import OnProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +29,7 @@ class Pretrained:
     images: int
 
 
-def pretrain(config: RunConfig, stores: StoreSet, file: Path, progress: Progress) -> Pretrained:
+def pretrain(config: RunConfig, stores: StoreSet, file: Path, progress: OnProgress) -> Pretrained:
     """Train a network in one process, as a run with these settings would, and write its Uppers' weights to `file`.
 
     FILE.part holds the state after each round: repeat an interrupted pretraining to continue it. `progress` is called

@@ -11,7 +11,7 @@ from psl_flower.errors import ConfigError
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
-    from psl_flower.sealed.ingest import Plan
+    from psl_flower.sealed.ingest import IngestPlan
     from psl_flower.sealed.manifest import Manifest
     from psl_flower.stores.store_set import StoreRequest
 
@@ -100,7 +100,7 @@ def _range_as_before(asked: str, base: Path, first: Account | None) -> str:
     return pixel_range_text(found)
 
 
-def check_people(plan: Plan, threshold: int, base: Path, manifest: Manifest) -> None:
+def check_people(plan: IngestPlan, threshold: int, base: Path, manifest: Manifest) -> None:
     """Raise ConfigError if keys or a threshold are given that are not those of the set that images are appended to."""
     nodes, restorers = [entry.node for entry in manifest.stores], [(m.name, m.public) for m in manifest.restorers]
     wrong = {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from psl_flower.data.account import Account
     from psl_flower.data.sources import ImageSource
     from psl_flower.patches import PatchGrid
-    from psl_flower.sealed.ingest import Ingested, Plan
+    from psl_flower.sealed.ingest import Ingested, IngestPlan
     from psl_flower.stores.store_set import StoreRequest
 
 
@@ -129,11 +129,11 @@ def _plan(
     restorers: Sequence[str],
     threshold: int,
     lower_key: str,
-) -> Plan:
+) -> IngestPlan:
     """Return the plan of grid, nodes and people; without a grid, that of the set to append to is kept."""
-    from psl_flower.sealed.ingest import Plan
+    from psl_flower.sealed.ingest import IngestPlan
 
-    return Plan(
+    return IngestPlan(
         patch_size=grid.patch_size if grid else (0, 0),
         stride=grid.stride if grid else (0, 0),
         nodes=nodes,
@@ -156,12 +156,12 @@ def _check_nodes(count: int, asked: int) -> None:
 def _sealed_before(base: Path, owner: Identity, seen: SeenBook) -> Ingested | None:
     """Return the earlier ingest, if it is complete and only the bundles are missing."""
     from psl_flower.sealed.ingest import Ingested
-    from psl_flower.sealed.newest import read_newest
+    from psl_flower.sealed.newest_dataset import read_newest_dataset
     from psl_flower.sealed.sealing import is_complete
 
     if not is_complete(base):
         return None
-    signed = read_newest(base, seen, owner.public).signed
+    signed = read_newest_dataset(base, seen, owner.public).signed
     return Ingested(signed, signed.manifest.num_samples, 0, 0)
 
 
@@ -170,7 +170,7 @@ def _seal(
     source: ImageSource,
     base: Path,
     owner: Identity,
-    plan: Plan,
+    plan: IngestPlan,
     places: Mapping[int, str],
     append: bool,
     seen: SeenBook,

@@ -91,7 +91,7 @@ def _audit(
 
     from psl_flower.engine.automatic_settings import split_training
     from psl_flower.inference.evaluation import images_in, stores_of
-    from psl_flower.leakage.audit import Audit
+    from psl_flower.leakage.audit import Attacks
     from psl_flower.leakage.complete import audit
     from psl_flower.leakage.images import Known, chosen_samples, most_looks
     from psl_flower.leakage.replay import replay, threads_of
@@ -110,7 +110,7 @@ def _audit(
             most=most, steps=_trained_steps(folder), threads=threads_of(folder), on_progress=progress.steps,
         )  # fmt: skip
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
-    attacks = Audit(description, victims, others, settings, progress.steps)
+    attacks = Attacks(description, victims, others, settings, progress.steps)
     return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
 
 
@@ -137,7 +137,7 @@ def _as_begun(folder: RunFolder, config: RunConfig) -> RunConfig:
 
 def _trained_steps(folder: RunFolder) -> int:
     """Return the steps that a run trained; 0 if it does not say."""
-    from psl_flower.runs.best import load_best
+    from psl_flower.runs.best_checkpoint import load_best
 
     best, status = load_best(folder), folder.read_status()
     if best is not None:

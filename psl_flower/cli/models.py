@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from psl_flower.cli.evaluated import evaluated_by_the_nodes
+from psl_flower.cli.evaluated_by_nodes import evaluated_by_the_nodes
 from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, percent, print_table, run_named, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import given_settings
 from psl_flower.cli.scores import print_scores, scores_json
-from psl_flower.text import counted
+from psl_flower.text import OnProgress, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from psl_flower.data.account import LeftOutTally
     from psl_flower.data.pixels import Decoder, Pixels
@@ -333,7 +333,7 @@ def _evaluate_absence(
     trained: TrainedModel,
     images: LabelledImages,
     out: Path,
-    progress: Callable[[str, int, int], None],
+    progress: OnProgress,
     as_json: bool,
 ) -> None:
     from dataclasses import asdict

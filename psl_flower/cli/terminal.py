@@ -20,7 +20,7 @@ from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import Labels
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.text import read_pairs
 
@@ -116,7 +116,7 @@ def load_trusted(path: Path, owner: str, state: Path | None, reader: Identity | 
             signed = manifests.load(path, trusted)
             known, labels = memory.check(signed), None
     else:
-        newest = read_newest(path, seen, trusted, reader=reader, whole=False)
+        newest = read_newest_dataset(path, seen, trusted, reader=reader, whole=False)
         signed, known, labels = newest.signed, newest.known, newest.labels
     return Trusted(signed, folder_of(path), seen, known or trusted is not None, labels)
 

@@ -172,7 +172,7 @@ def choose_label(name: str, columns: Columns, image: str, wanted: str) -> str:
     return _only(name, "labels", "label-column", declared or fit, LABEL_NAMES)
 
 
-def one_hot(columns: Columns, sample: pa.Table) -> list[str]:
+def one_hot_columns(columns: Columns, sample: pa.Table) -> list[str]:
     """Return the columns of numbers that may be a class each, one of which is 1 in each row and the others 0."""
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     held = [name for name in sample.column_names if any(test(columns.types[name]) for test in kinds)]

@@ -24,7 +24,7 @@ _PNG_BITS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PixelKind:
     """A kind of pixels."""
 
     name: str  #: What they are called, in errors.
@@ -33,13 +33,13 @@ class Kind:
     negative: bool = False  #: Whether 0 is white, and the highest value black.
 
 
-GREY_16 = Kind("16-bit pixels", 0xFFFF, "of 16-bit grey the upper 8 bits were taken: 0..65535 became 0..255")
-COLOURS_16 = Kind("16-bit colours", WHITE, "of 16-bit colours the upper 8 bits were taken")
-NUMBERS = Kind("numbers", WHITE)
-BEYOND = Kind("numbers beyond 0..255")
-FLOATS = Kind("floating point pixels")
-_BITS_32 = Kind("32-bit pixels")
-_SIGNED = Kind("signed pixels")
+GREY_16 = PixelKind("16-bit pixels", 0xFFFF, "of 16-bit grey the upper 8 bits were taken: 0..65535 became 0..255")
+COLOURS_16 = PixelKind("16-bit colours", WHITE, "of 16-bit colours the upper 8 bits were taken")
+NUMBERS = PixelKind("numbers", WHITE)
+BEYOND = PixelKind("numbers beyond 0..255")
+FLOATS = PixelKind("floating point pixels")
+_BITS_32 = PixelKind("32-bit pixels")
+_SIGNED = PixelKind("signed pixels")
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -47,7 +47,7 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F")) or _is_signed(image)
 
 
-def deep_values(image: Image.Image) -> tuple[NDArray[Any], Kind]:
+def deep_values(image: Image.Image) -> tuple[NDArray[Any], PixelKind]:
     """Return an image's grey values (H, W) of more than 8 bits, or with signs, and of which kind they are."""
     values_HW, kind = _stored_values(image)
     # Pillow inverts the 8-bit images whose white is 0, and only these.
@@ -56,7 +56,7 @@ def deep_values(image: Image.Image) -> tuple[NDArray[Any], Kind]:
     return values_HW, kind
 
 
-def _stored_values(image: Image.Image) -> tuple[NDArray[Any], Kind]:
+def _stored_values(image: Image.Image) -> tuple[NDArray[Any], PixelKind]:
     values_HW = np.asarray(image)
     if image.mode == "F":
         return values_HW, FLOATS
@@ -97,7 +97,7 @@ def hidden_pixels(image: Image.Image, values_HW: NDArray[Any]) -> NDArray[np.boo
     return hidden_HW if hidden_HW.any() else None
 
 
-def remedy(kind: Kind, brightest: int) -> str:
+def remedy(kind: PixelKind, brightest: int) -> str:
     """Return advice on images whose brightest pixel is this one of 255."""
     if kind is COLOURS_16:
         return "convert these images to 8 bits"

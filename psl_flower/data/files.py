@@ -204,7 +204,7 @@ def _count(entry: os.DirEntry[str]) -> int:
     )
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """What a file holds."""
 
     IMAGE = "image"
@@ -216,7 +216,7 @@ class Kind(StrEnum):
     OTHER = NO_IMAGE
 
 
-def kind_of(root: Path, file: File) -> Kind:
+def kind_of(root: Path, file: File) -> FileKind:
     """Return a file's kind, by its ending or, unless that is an image's, by its first bytes.
 
     An image that is damaged after these counts as one, so that its decoding says so; a file that cannot be opened does
@@ -224,17 +224,19 @@ def kind_of(root: Path, file: File) -> Kind:
     """
     ending = file.ending
     if is_image_name(file.path):
-        return Kind.PICTURE if ending in HEIF_ENDINGS and not can_read_heif() else Kind.IMAGE
+        return FileKind.PICTURE if ending in HEIF_ENDINGS and not can_read_heif() else FileKind.IMAGE
     if ending in UNREADABLE_ENDINGS:
-        return Kind.PICTURE
+        return FileKind.PICTURE
     if ending in _rare_endings():
-        return Kind.IMAGE
+        return FileKind.IMAGE
     within = _kind_within(root / file.path)
-    if within is not Kind.OTHER:
+    if within is not FileKind.OTHER:
         return within
     if is_array_name(file.path):
-        return Kind.ARRAY
-    return Kind.TABLE if ending in TABLE_ENDINGS else Kind.ARCHIVE if ending in ARCHIVE_ENDINGS else Kind.OTHER
+        return FileKind.ARRAY
+    return (
+        FileKind.TABLE if ending in TABLE_ENDINGS else FileKind.ARCHIVE if ending in ARCHIVE_ENDINGS else FileKind.OTHER
+    )
 
 
 def is_image_name(name: str) -> bool:
@@ -263,15 +265,15 @@ def _rare_endings() -> frozenset[str]:
     )
 
 
-def _kind_within(path: Path) -> Kind:
+def _kind_within(path: Path) -> FileKind:
     try:
         with path.open("rb") as file:
             prefix = file.read(_PREFIX_BYTES)
             if is_unreadable_picture(prefix) or (is_heif(prefix) and not can_read_heif()):
-                return Kind.PICTURE
-            return Kind.IMAGE if _is_image(prefix, file) else Kind.OTHER
+                return FileKind.PICTURE
+            return FileKind.IMAGE if _is_image(prefix, file) else FileKind.OTHER
     except OSError:
-        return Kind.OTHER
+        return FileKind.OTHER
 
 
 def begins_as_image(encoded: bytes) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.data.account import LeftOutTally
-from psl_flower.data.files import Kind, Listing, kind_of, list_files, read_image_file
+from psl_flower.data.files import FileKind, Listing, kind_of, list_files, read_image_file
 from psl_flower.data.images import RawDataset, RawSplit, joined
 from psl_flower.data.layout import Layout
 from psl_flower.data.options import SourceOptions
@@ -39,7 +39,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOutTally]:
     images = []
     for file in listing.files:
         kind = kind_of(folder, file)
-        if kind in (Kind.IMAGE, Kind.PICTURE):  # decoding names the latter's fault
+        if kind in (FileKind.IMAGE, FileKind.PICTURE):  # decoding names the latter's fault
             images.append(folder / file.path)
         else:
             listing.left_out.add(kind, file.path)
@@ -47,7 +47,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOutTally]:
 
 
 def read_image_folder(
-    dataset: str, listing: Listing, kinds: dict[str, Kind], layout: Layout, options: SourceOptions
+    dataset: str, listing: Listing, kinds: dict[str, FileKind], layout: Layout, options: SourceOptions
 ) -> RawDataset:
     """Return the folder's images by class.
 
@@ -74,7 +74,7 @@ def read_image_folder(
     for path, reason in layout.left_out:
         left_out.add(reason, path)
     for path, kind in kinds.items():
-        if kind not in (Kind.IMAGE, Kind.PICTURE):
+        if kind not in (FileKind.IMAGE, FileKind.PICTURE):
             left_out.add(kind, path)
     found = {name: files for name, files in layout.splits.items() if name in (*train, *test)}
     class_names = tuple(sorted({label for files in found.values() for _, label in files}))
@@ -88,12 +88,12 @@ def read_image_folder(
     )
 
 
-def _check_classes(dataset: str, layout: Layout, kinds: dict[str, Kind]) -> None:
+def _check_classes(dataset: str, layout: Layout, kinds: dict[str, FileKind]) -> None:
     """Refuse pictures with a class that cannot be decoded, and classes whose names cannot be written down."""
     unreadable = []
     for files in layout.splits.values():
         for path, label in files:
-            if kinds[path] is Kind.PICTURE:
+            if kinds[path] is FileKind.PICTURE:
                 unreadable.append(path)
             if printable(label) != label:
                 raise DataError(

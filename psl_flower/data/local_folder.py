@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from psl_flower.data.files import Kind, Listing, is_image_name, kind_of, list_files
+from psl_flower.data.files import FileKind, Listing, is_image_name, kind_of, list_files
 from psl_flower.data.image_folder import read_image_folder
 from psl_flower.data.images import RawDataset
 from psl_flower.data.layout import NO_CLASS, Layout, read_layout
@@ -59,10 +59,10 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
         If it can be read in no way, or in two.
     """
     kinds = {file.path: kind_of(listing.root, file) for file in listing.files}
-    pictures = _of(kinds, Kind.IMAGE, Kind.PICTURE)
+    pictures = _of(kinds, FileKind.IMAGE, FileKind.PICTURE)
     tables = _image_tables(listing, kinds, options) if options.read_as != "folders" else None
     stored = _arrays(listing, kinds, options)
-    archives = _of(kinds, Kind.ARCHIVE)
+    archives = _of(kinds, FileKind.ARCHIVE)
     holds_others = bool(pictures or (tables and tables.paths) or (stored and stored.hold_a_dataset()))
     if _has_card(listing):
         return _by_library(name, listing, kinds, options)
@@ -101,7 +101,7 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
     return raw
 
 
-def _of(kinds: dict[str, Kind], *wanted: Kind) -> list[str]:
+def _of(kinds: dict[str, FileKind], *wanted: FileKind) -> list[str]:
     return [path for path, kind in kinds.items() if kind in wanted]
 
 
@@ -128,8 +128,8 @@ def _layout(name: str, pictures: list[str], tables: ImageTables | None, options:
     return layout
 
 
-def _image_tables(listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> ImageTables | None:
-    files = _of(kinds, Kind.TABLE)
+def _image_tables(listing: Listing, kinds: dict[str, FileKind], options: SourceOptions) -> ImageTables | None:
+    files = _of(kinds, FileKind.TABLE)
     if not files:
         return None
     from psl_flower.data.table_files import ImageTables
@@ -137,8 +137,8 @@ def _image_tables(listing: Listing, kinds: dict[str, Kind], options: SourceOptio
     return ImageTables(listing.root, files, _resolver(listing.root, kinds), options.patterns)
 
 
-def _arrays(listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> ArrayFolder | None:
-    files = _of(kinds, Kind.ARRAY)
+def _arrays(listing: Listing, kinds: dict[str, FileKind], options: SourceOptions) -> ArrayFolder | None:
+    files = _of(kinds, FileKind.ARRAY)
     if not files or options.read_as:
         return None
     from psl_flower.data.arrays import ArrayFolder
@@ -146,9 +146,9 @@ def _arrays(listing: Listing, kinds: dict[str, Kind], options: SourceOptions) ->
     return ArrayFolder(listing.root, files, options)
 
 
-def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
+def _resolver(root: Path, kinds: dict[str, FileKind]) -> Resolve:
     """Return a finder of images that a table names: beside the table, in the dataset, or by its file name."""
-    pictures = set(_of(kinds, Kind.IMAGE, Kind.PICTURE))
+    pictures = set(_of(kinds, FileKind.IMAGE, FileKind.PICTURE))
     by_name: dict[str, set[str]] = {}
     for path in pictures:
         name = posixpath.basename(path)
@@ -170,7 +170,7 @@ def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
 
 
 def _by_tables(
-    name: str, listing: Listing, kinds: dict[str, Kind], tables: ImageTables, options: SourceOptions
+    name: str, listing: Listing, kinds: dict[str, FileKind], tables: ImageTables, options: SourceOptions
 ) -> RawDataset:
     from psl_flower.data.class_tables import declared_classes
     from psl_flower.data.hub import load_files
@@ -192,8 +192,8 @@ def _by_tables(
     for path, kind in kinds.items():
         if path in tables.others:
             listing.left_out.add(_LISTS_NOTHING, path)
-        elif kind is not Kind.TABLE and listing.root / path not in named:
-            listing.left_out.add(_NOT_NAMED if kind in (Kind.IMAGE, Kind.PICTURE) else kind, path)
+        elif kind is not FileKind.TABLE and listing.root / path not in named:
+            listing.left_out.add(_NOT_NAMED if kind in (FileKind.IMAGE, FileKind.PICTURE) else kind, path)
     return raw
 
 
@@ -209,18 +209,24 @@ def _check_alone(name: str, stored: ArrayFolder, layout: Layout | None, listed: 
     )
 
 
-def _by_arrays(name: str, listing: Listing, kinds: dict[str, Kind], stored: ArrayFolder) -> RawDataset:
+def _by_arrays(name: str, listing: Listing, kinds: dict[str, FileKind], stored: ArrayFolder) -> RawDataset:
     if not stored.broken:
-        _check_archives(name, listing.root, _of(kinds, Kind.ARCHIVE))
+        _check_archives(name, listing.root, _of(kinds, FileKind.ARCHIVE))
     raw = stored.read(name, listing.left_out)
     for path, kind in kinds.items():
-        if kind is not Kind.ARRAY:
-            reason = NO_CLASS if kind in (Kind.IMAGE, Kind.PICTURE) else _LISTS_NOTHING if kind is Kind.TABLE else kind
+        if kind is not FileKind.ARRAY:
+            reason = (
+                NO_CLASS
+                if kind in (FileKind.IMAGE, FileKind.PICTURE)
+                else _LISTS_NOTHING
+                if kind is FileKind.TABLE
+                else kind
+            )
             listing.left_out.add(reason, path)
     return raw
 
 
-def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
+def _by_library(name: str, listing: Listing, kinds: dict[str, FileKind], options: SourceOptions) -> RawDataset:
     """Return the tables that the `datasets` library reads by the rules of a dataset's card."""
     from psl_flower.data.hub import load_folder
     from psl_flower.data.shards import check_copies, check_shards
@@ -232,7 +238,7 @@ def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: So
     hidden = [path for path in taken if path not in left]
     if hidden:
         raise DataError(f"{name}: {hidden[0]} is hidden or to be left out, and is a part of the dataset by its card")
-    tables = sorted(left[path] for path in taken if kinds[left[path]] is Kind.TABLE)
+    tables = sorted(left[path] for path in taken if kinds[left[path]] is FileKind.TABLE)
     check_shards(name, tables, {}, options.patterns)
     check_copies(name, listing.root, [path for path in tables if PurePosixPath(path).suffix.lower() in LARGE_ENDINGS])
     raw = read_tables(name, opened, options, _resolver(listing.root, kinds), listing.left_out, set())
@@ -257,10 +263,10 @@ def _has_card(listing: Listing) -> bool:
     return False
 
 
-def _check_labelled(name: str, kinds: dict[str, Kind], layout: Layout) -> None:
+def _check_labelled(name: str, kinds: dict[str, FileKind], layout: Layout) -> None:
     """Refuse images of a single class beside a file that may hold their classes, and is not read."""
     classes = {label for files in layout.splits.values() for _, label in files}
-    unread = [path for path, kind in kinds.items() if kind is Kind.OTHER and path.lower().endswith(_UNREAD_TABLES)]
+    unread = [path for path, kind in kinds.items() if kind is FileKind.OTHER and path.lower().endswith(_UNREAD_TABLES)]
     if len(classes) == 1 and unread:
         raise DataError(
             f"{name}: all images lie in one class folder, and {printable(unread[0])} is not read, in case it holds "
@@ -294,7 +300,7 @@ def _images_in(archive: Path) -> int:
         return 0
 
 
-def _what_is_wrong(kinds: dict[str, Kind], pictures: list[str], tables: ImageTables | None) -> str:
+def _what_is_wrong(kinds: dict[str, FileKind], pictures: list[str], tables: ImageTables | None) -> str:
     if pictures:
         reason = f"{counted(len(pictures), 'image')}, such as {printable(pictures[0])}, in no class folder"
     elif kinds:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 
-from psl_flower.data.files import Kind, Listing
+from psl_flower.data.files import FileKind, Listing
 from psl_flower.data.layout import Layout
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.splits import split_word
@@ -21,7 +21,7 @@ _BY_PRODUCTS = (".pyc", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".safetensors")
 
 
 def check_lost_folders(
-    dataset: str, listing: Listing, kinds: dict[str, Kind], layout: Layout, options: SourceOptions
+    dataset: str, listing: Listing, kinds: dict[str, FileKind], layout: Layout, options: SourceOptions
 ) -> list[str]:
     """Refuse folders and links that may be a split or a class of which nothing would be taken.
 
@@ -34,7 +34,7 @@ def check_lost_folders(
         If there is a folder called as a split, or a class folder of other files than images and texts, and no image is
         in it; or if a link that may be to a split or a class leads to nothing.
     """
-    pictures = [path for path, kind in kinds.items() if kind in (Kind.IMAGE, Kind.PICTURE)]
+    pictures = [path for path, kind in kinds.items() if kind in (FileKind.IMAGE, FileKind.PICTURE)]
     full = set(_folders_above(pictures))
     beside_classes = {posixpath.dirname(path) for path in layout.class_folders}
     levels = beside_classes | set(_folders_above(layout.class_folders))
@@ -90,12 +90,12 @@ def _is_split(folder: str, full: set[str]) -> bool:
     return bool(word) and (not rest or any(split_word(name)[0] and split_word(name)[1] == rest for name in beside))
 
 
-def _is_text(listing: Listing, kinds: dict[str, Kind], path: str) -> bool:
+def _is_text(listing: Listing, kinds: dict[str, FileKind], path: str) -> bool:
     """Check if a file holds a table or other text, or what a program left, which is no image in another format."""
     if path.lower().endswith(_BY_PRODUCTS):
         return True
-    if kinds[path] is not Kind.OTHER:
-        return kinds[path] is Kind.TABLE
+    if kinds[path] is not FileKind.OTHER:
+        return kinds[path] is FileKind.TABLE
     try:
         with (listing.root / path).open("rb") as file:
             return b"\0" not in file.read(_TEXT_BYTES)

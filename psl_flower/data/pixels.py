@@ -25,7 +25,7 @@ from psl_flower.data.depth import (
     FLOATS,
     NUMBERS,
     WHITE,
-    Kind,
+    PixelKind,
     deep_values,
     has_deep_colour,
     hidden_pixels,
@@ -241,7 +241,7 @@ class Decoder:
             visible = ground
         return visible.convert("RGB").convert("L") if grey else visible.convert("RGB")
 
-    def _finish(self, values_HWC: NDArray[Any], kind: Kind, where: str) -> Pixels:
+    def _finish(self, values_HWC: NDArray[Any], kind: PixelKind, where: str) -> Pixels:
         """Return values that are not simply those of an 8-bit image as 8 bits."""
         ranged = self.pixel_range is not None or self._by_dataset
         if kind is COLOURS_16 and ranged:
@@ -254,7 +254,7 @@ class Decoder:
             self.notes.add(kind.note, where)
         return WHITE - pixels_HWC if kind.negative else pixels_HWC
 
-    def _mapped(self, values_HWC: NDArray[Any], kind: Kind, where: str) -> Pixels:
+    def _mapped(self, values_HWC: NDArray[Any], kind: PixelKind, where: str) -> Pixels:
         """Return values mapped by the pixel range."""
         low, high = float(values_HWC.min()), float(values_HWC.max())
         if not math.isfinite(low) or not math.isfinite(high):
@@ -275,7 +275,7 @@ class Decoder:
         pixels_HWC = np.rint(scaled_HWC * WHITE).astype(np.uint8)
         return WHITE - pixels_HWC if kind.negative else pixels_HWC
 
-    def _look_for_white(self, brightest: int, kind: Kind, where: str) -> None:
+    def _look_for_white(self, brightest: int, kind: PixelKind, where: str) -> None:
         """Refuse images that are nearly black, as most of their dataset: fewer bits were stored than the format has."""
         if brightest >= _DARK or self._survey is None:
             return
@@ -324,7 +324,7 @@ class Survey(Decoder):
             raise DataError(f"{where}: pixel-range=dataset: no pixel of the dataset is above {self._high:g}")
         return self._low, self._high
 
-    def _finish(self, values_HWC: NDArray[Any], kind: Kind, where: str) -> Pixels:
+    def _finish(self, values_HWC: NDArray[Any], kind: PixelKind, where: str) -> Pixels:
         self.count += 1
         low, high = float(values_HWC.min()), float(values_HWC.max())
         # A pixel that is no number is for the decoding to refuse.

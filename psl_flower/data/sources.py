@@ -21,11 +21,11 @@ from psl_flower.config import EMBEDDED
 from psl_flower.config.data import BY_DATASET
 from psl_flower.data.account import Account, LeftOutTally, SplitAccount, class_counts
 from psl_flower.data.digits import read_digits
+from psl_flower.data.duplicates import Duplicates
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.data.local_folder import content_of, list_dataset, read_folder
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder, NamingDecoder, Survey
-from psl_flower.data.twins import Twins
 from psl_flower.errors import DataError, DatasetNotFound
 from psl_flower.seeds import evenly_spaced
 from psl_flower.text import counted, did_you_mean_folder, expanded, printable
@@ -83,7 +83,7 @@ class ImageSource:
         self._whole = options.pixel_range == BY_DATASET
         self._decoder = Decoder(options.pixel_range, options.background, self._survey)
         self._first: tuple[int, RawSplit, int] | None = None
-        self._twins = Twins({split: len(part.rows_N) for split, part in parts.items()})
+        self._duplicates = Duplicates({split: len(part.rows_N) for split, part in parts.items()})
 
     def account(self) -> Account:
         """Return the account: images taken, files left out, and notes on the images decoded so far."""
@@ -98,7 +98,7 @@ class ImageSource:
             reader=self._raw.reader,
             splits=tuple(splits),
             left_out=left_out.entries(),
-            notes=(*self._raw.notes, *self._decoder.notes.sentences(), *self._twin_notes()),
+            notes=(*self._raw.notes, *self._decoder.notes.sentences(), *self._duplicate_notes()),
             pixel_range=self._decoder.pixel_range,
             background=self._decoder.background,
         )
@@ -125,7 +125,7 @@ class ImageSource:
         places_R = (np.arange(len(part.rows_N)) if order_N is None else order_N)[start:]
         images = part.raw.images(part.rows_N[places_R], self._decoder)
         for place, image_HWC in zip(map(int, places_R), images, strict=True):
-            self._twins.add(split, place, self._decoder.content)
+            self._duplicates.add(split, place, self._decoder.content)
             row = int(part.rows_N[place])
             self._check_channels(image_HWC.shape[2], part.raw, row)
             yield image_HWC, int(part.raw.labels_N[row])
@@ -152,7 +152,7 @@ class ImageSource:
             except DataError as error:
                 yield DecodedSample(split, place, label, None, str(error))
                 continue
-            self._twins.add(split, place, self._decoder.content)
+            self._duplicates.add(split, place, self._decoder.content)
             yield DecodedSample(split, place, label, image_HWC, "")
 
     def places_of(self, split: str, label: int) -> NDArray[np.int64]:
@@ -168,14 +168,14 @@ class ImageSource:
             for _ in part.raw.images(part.rows_N[places], survey):
                 pass
 
-    def _twin_notes(self) -> Iterator[str]:
+    def _duplicate_notes(self) -> Iterator[str]:
         def name_of(split: str, place: int) -> str:
             part, namer = self._parts[split], NamingDecoder()
             next(iter(part.raw.images(part.rows_N[place : place + 1], namer)))
             return namer.where
 
         labels = {split: part.raw.labels_N[part.rows_N] for split, part in self._parts.items()}
-        return self._twins.sentences(labels, self.class_names, name_of)
+        return self._duplicates.sentences(labels, self.class_names, name_of)
 
     def _part(self, split: str) -> _Part:
         if split not in self._parts:

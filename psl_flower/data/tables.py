@@ -19,7 +19,7 @@ from psl_flower.data.columns import (
     choose_image,
     choose_label,
     image_kinds,
-    one_hot,
+    one_hot_columns,
     path_in,
     read_image,
     read_labels,
@@ -115,7 +115,7 @@ def _label(name: str, table: Table, image: str, options: SourceOptions) -> str:
     try:
         label = choose_label(name, table.columns, image, options.label_column)
     except DataError as error:
-        flags = one_hot(table.columns, table.sample)
+        flags = one_hot_columns(table.columns, table.sample)
         if not flags or options.label_column:
             raise
         raise DataError(

@@ -41,7 +41,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps durably, then drop all but the newest few up to it.
 
-        The number of threads that this process computes with is written as well (`say_other_threads`).
+        The number of threads that this process computes with is written as well (`load_for`).
 
         Raises
         ------
@@ -83,16 +83,10 @@ class Checkpoints:
             raise NoCheckpoint(f"{self.folder}: no checkpoint of step {step} (there: {found}); use another run")
         return load_state(self._path(step))
 
-    def load_for(self, party: str, applied: int, step: int) -> dict[str, Any] | None:
-        """Return the state after `step` steps that a party goes to, and warn if other threads made it.
-
-        None if there is nothing to load: the party has applied no step, is to apply the first, and has saved nothing.
-        `party` is its name in the warning. Raises RunError as `load`.
-        """
-        if step == 0 and applied == 0 and step not in self.steps():
-            return None
+    def load_for(self, whose: str, step: int) -> dict[str, Any]:
+        """Return what `load` does, to continue from; warn, with the name of its party, if other threads made it."""
         state = self.load(step)
-        say_other_threads(state, party)
+        _say_other_threads(state, whose)
         return state
 
     def steps(self) -> list[int]:
@@ -164,7 +158,7 @@ def same_network(what: str = "the checkpoint is") -> Iterator[None]:
         raise RunError(f"{what} of another network: {str(error).splitlines()[0]}") from error
 
 
-def say_other_threads(state: dict[str, Any], who: str) -> None:
+def _say_other_threads(state: dict[str, Any], who: str) -> None:
     """Log a warning if a state was made with another number of threads than this process computes with."""
     before, now = state.get("threads"), torch.get_num_threads()
     if before not in (None, now):

@@ -6,9 +6,9 @@ Shape suffixes: B batch, P positions, K positions of one Upper, h, w and C of a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -123,23 +123,13 @@ def up_of(frame: Frame) -> Up:
     return Up(frame.message, *frame.tensors)
 
 
-class Party(Protocol):
-    """A party that the Lower exchanges frames with: an Upper, or the Adaptation Net on a separate node."""
-
-    def expects(self, wire: WireFormat) -> Expectation:
-        """Return the expectation of the next frame."""
-        ...
-
-    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what a frame asks for and return the answer; raises what `UpperEngine.handle` does."""
-        ...
-
-
 class Exchange(ABC):
-    """A transport, as the Lower sees it."""
+    """A transport, as the Lower sees it, to `parties`; `carry` counts the bytes of its frames."""
 
-    def __init__(self, wire: WireFormat) -> None:
+    def __init__(self, wire: WireFormat, parties: Iterable[int]) -> None:
         self.wire = wire
+        self._up = dict.fromkeys(parties, 0)
+        self._down = dict(self._up)
 
     def exchange(
         self,
@@ -183,14 +173,14 @@ class Exchange(ABC):
             NodeError, PeerLost, WireError or ProtocolError, naming the node, at the first party that fails.
         """
 
-    @abstractmethod
     def finish(self, parties: Collection[int]) -> None:
-        """Release parties that would wait, since this round needs them no more."""
+        """Release parties that would wait, since this round needs them no more; where none waits, do nothing."""
+        return
 
-    @abstractmethod
     def bytes_up(self) -> dict[int, int]:
         """Return bytes of whole frames received from each party so far."""
+        return dict(self._up)
 
-    @abstractmethod
     def bytes_down(self) -> dict[int, int]:
         """Return bytes of whole frames sent to each party so far."""
+        return dict(self._down)

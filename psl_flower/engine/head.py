@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints, same_network, say_other_threads
+from psl_flower.engine.checkpoints import Checkpoints, same_network
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.steps import packed
 from psl_flower.wire.messages import ADAPTATION
@@ -86,9 +86,7 @@ class HeadEngine(ABC):
 
     def go_to(self, step: int, checkpoints: Checkpoints) -> None:
         """Go to the checkpoint after `step` steps; raises RunError if there is no such checkpoint or it is damaged."""
-        state = checkpoints.load(step)
-        say_other_threads(state, "the server's model")
-        self.restore(state)
+        self.restore(checkpoints.load_for("the server's model", step))
 
     @property
     @abstractmethod

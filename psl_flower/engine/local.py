@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
-from psl_flower.engine.exchange import Exchange, Party, WireFormat
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.party import Party
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes
 
 
@@ -12,10 +13,8 @@ class LocalExchange(Exchange):
     """Implements `psl_flower.engine.exchange.Exchange` for parties, by number, in this process."""
 
     def __init__(self, parties: Mapping[int, Party], wire: WireFormat) -> None:
-        super().__init__(wire)
+        super().__init__(wire, parties)
         self._parties = parties
-        self._up = dict.fromkeys(parties, 0)
-        self._down = dict.fromkeys(parties, 0)
 
     def carry(
         self, frames: Mapping[int, Frame], expected: Mapping[int, Expectation], meanwhile: Callable[[], None]
@@ -31,14 +30,3 @@ class LocalExchange(Exchange):
             self._down[m] += len(sent)
             self._up[m] += len(reply)
         return answers
-
-    def finish(self, parties: Collection[int]) -> None:
-        """Do nothing: here nobody waits."""
-
-    def bytes_up(self) -> dict[int, int]:
-        """Return bytes of frames from each party so far."""
-        return dict(self._up)
-
-    def bytes_down(self) -> dict[int, int]:
-        """Return bytes of frames to each party so far."""
-        return dict(self._down)

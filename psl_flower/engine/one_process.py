@@ -36,6 +36,7 @@ from psl_flower.patches.assignment import absent_positions
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, read_all_positions
 from psl_flower.system.devices import autocast, to_device
+from psl_flower.text import OnProgress
 from psl_flower.wire.plan import Plan
 
 
@@ -167,9 +168,7 @@ class OneProcessTrainer:
         for upper in uppers:
             load_weights(upper, mean_N)
 
-    def train_resumably(
-        self, checkpoint: Path, what: str, progress: Callable[[str, int, int], None], *, advice: str, **kept: Any
-    ) -> None:
+    def train_resumably(self, checkpoint: Path, what: str, progress: OnProgress, *, advice: str, **kept: Any) -> None:
         """Train to the last step, from the state in `checkpoint` if there is one; it is saved after every round.
 
         Parameters

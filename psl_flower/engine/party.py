@@ -1,4 +1,7 @@
-"""A party's side of a step, whatever its model and data: apply the gradient, save, run the next plan forward."""
+"""A party's side of a step, whatever its model and data: apply the gradient, save, run the next plan forward.
+
+`Party` is what all parties share; `psl_flower.engine.mid_step` has those that are asked in the middle of a step.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,80 @@ from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan, StepId
 
 
+class Party(ABC):
+    """What the server exchanges frames with: answers them, and keeps checkpoints of its state.
+
+    Parameters
+    ----------
+    claim : Claim
+        What the party holds.
+    checkpoints : Checkpoints
+        Where states are saved.
+    dtype : torch.dtype
+        Of the tensors that arrive.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied so far.
+    can_be_absent : bool
+        Whether steps may be trained without it.
+    """
+
+    can_be_absent = True
+
+    def __init__(self, claim: Claim, checkpoints: Checkpoints, *, dtype: torch.dtype) -> None:
+        self.step = 0
+        self.claim, self.dtype = claim, dtype
+        self._checkpoints = checkpoints
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What to call it in errors."""
+
+    @abstractmethod
+    def expects(self, wire: WireFormat) -> Expectation:
+        """Return the expectation of the next frame."""
+
+    @abstractmethod
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Do what a frame asks for and return the answer."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return the state to continue from after `step` steps."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state; raises RunError if it is of another party or network."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the party reads from."""
+
+    def go_to(self, step: int, saved: int | None = None) -> None:
+        """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
+
+        A party that was absent goes to its last committed state, of `saved` steps, and continues from it as step
+        `step`. What it saved after that was never committed, and is dropped.
+
+        Raises
+        ------
+        RunError
+            If there is no such checkpoint, it is damaged, of a later step, or of an earlier one although the party
+            cannot be absent.
+        """
+        found = step if saved is None else saved
+        if found > step or (found < step and not self.can_be_absent):
+            raise RunError(f"{self.name}: cannot be at step {step} with what was saved after step {found}")
+        if found or self.step or 0 in self._checkpoints.steps():
+            self.restore(self._checkpoints.load_for(self.name, found))
+        if found != step:
+            self._checkpoints.drop_after(found)
+            self.step = step
+
+
 class Pass(NamedTuple):
     """A forward pass of a plan."""
 
@@ -29,8 +106,8 @@ class Pass(NamedTuple):
     read_s: float  #: Seconds that reading the data took.
 
 
-class PartyEngine(ABC):
-    """One party: its model, optimiser and how far it is in the run; subclasses define what it reads and sends.
+class PartyEngine(Party):
+    """A party that sends smashed data: its model and optimiser; subclasses define what it reads and sends.
 
     Parameters
     ----------
@@ -38,12 +115,8 @@ class PartyEngine(ABC):
         On its device.
     optimizer : Optimizer or None
         Of the model's parameters; None if it has none to learn.
-    claim : Claim
-        What the party holds.
-    checkpoints : Checkpoints
-        Where states are saved.
-    dtype : torch.dtype
-        In which gradients are to arrive.
+    claim, checkpoints, dtype
+        As of `Party`.
     device : torch.device
         Where the model computes.
     weight_count : int
@@ -53,8 +126,6 @@ class PartyEngine(ABC):
 
     Attributes
     ----------
-    step : int
-        Steps applied so far.
     changes : int
         Counts how often the model has changed: its weights, or BatchNorm's statistics in a training pass.
     shared_after : StepId or None
@@ -75,12 +146,13 @@ class PartyEngine(ABC):
         weight_count: int = 0,
         frozen_after: int | None = None,
     ) -> None:
-        self.model, self.claim, self.dtype, self.device = model, claim, dtype, device
+        super().__init__(claim, checkpoints, dtype=dtype)
+        self.model, self.device = model, device
         self.weight_count, self.frozen_after = weight_count, frozen_after
-        self.step = self.changes = 0
+        self.changes = 0
         self.shared_after: StepId | None = None
         self.sharing_s = 0.0
-        self._optimizer, self._checkpoints = optimizer, checkpoints
+        self._optimizer = optimizer
         self._pending: tuple[Plan, Any] | None = None
 
     @abstractmethod
@@ -94,10 +166,6 @@ class PartyEngine(ABC):
     @abstractmethod
     def backward(self, graph: Any, gradient: torch.Tensor) -> None:
         """Run the backward pass of `Pass.graph` from the gradient of what went up."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release what the party reads from."""
 
     @property
     def name(self) -> str:
@@ -186,27 +254,6 @@ class PartyEngine(ABC):
         self.changes += 1
         load_party(state, self.claim, self.model, self._optimizer, self.name)
         self.step, self._pending, self.shared_after = int(state["step"]), None, None
-
-    def go_to(self, step: int, saved: int | None = None) -> None:
-        """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
-
-        A party that was absent goes to its last committed state, of `saved` steps, and continues from it as step
-        `step`. What it saved after that was never committed, and is dropped.
-
-        Raises
-        ------
-        RunError
-            If there is no such checkpoint, it is damaged, or of a later step.
-        """
-        found = step if saved is None else saved
-        if found > step:
-            raise RunError(f"{self.name}: cannot be at step {step} with what was saved after step {found}")
-        state = self._checkpoints.load_for(self.name, self.step, found)
-        if state is not None:
-            self.restore(state)
-        if found != step:
-            self._checkpoints.drop_after(found)
-            self.step = step
 
     def _apply(self, gradient_of: StepId, gradient: torch.Tensor) -> None:
         if self._pending is None or self._pending[0].id != gradient_of:

@@ -15,15 +15,14 @@ import msgspec
 
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
-from psl_flower.engine.mid_step import MidStepParty
-from psl_flower.engine.party import PartyEngine
+from psl_flower.engine.party import Party, PartyEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Shared
 from psl_flower.wire.plan import Plan, StepId
 
 Record = TypeVar("Record", bound=msgspec.Struct)
-P = TypeVar("P", PartyEngine, MidStepParty)
+P = TypeVar("P", bound=Party)
 
 
 class _BetweenMessages(Generic[P]):
@@ -53,7 +52,7 @@ class StatelessParty(_BetweenMessages[PartyEngine]):
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
         """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
-        With `saved`, that state is the checkpoint of that step (see `PartyEngine.go_to`), whatever was between.
+        With `saved`, that state is the checkpoint of that step (see `Party.go_to`), whatever was between.
 
         Raises
         ------
@@ -102,7 +101,7 @@ class StatelessParty(_BetweenMessages[PartyEngine]):
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 
 
-class StatelessMidStep(_BetweenMessages[MidStepParty]):
+class StatelessMidStep(_BetweenMessages[Party]):
     """Handles single messages of a party that is asked in the middle of a step."""
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
@@ -117,13 +116,13 @@ class StatelessMidStep(_BetweenMessages[MidStepParty]):
         return self._engine.expects(wire)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what `MidStepParty.reply` does, after `expects`."""
+        """Do what `Party.reply` does, after `expects`."""
         answer = self._engine.reply(frame, wire)
         save_state(self._path, self._engine.state(), durable=False)
         return answer
 
 
-def stateless(party: PartyEngine | MidStepParty, path: Path) -> StatelessParty | StatelessMidStep:
+def stateless(party: Party, path: Path) -> StatelessParty | StatelessMidStep:
     """Return the party as one that handles single messages, with its state between them in a file."""
     return StatelessParty(party, path) if isinstance(party, PartyEngine) else StatelessMidStep(party, path)
 

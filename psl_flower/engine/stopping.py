@@ -14,7 +14,7 @@ from psl_flower.config.training import TrainingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class BestSoFar:
     """What the evaluations on validation images say."""
 
     step: int = 0  #: Steps applied at the best evaluation, the earliest of equals; 0 if none has a number.
@@ -42,19 +42,19 @@ class Monitor:
         """The key of its values in metrics.jsonl."""
         return f"valid_{self.name.replace('-', '_')}"
 
-    def verdict(self, rounds: Iterable[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, rounds: Iterable[Mapping[str, Any]]) -> BestSoFar:
         """Return the verdict over the rounds of metrics.jsonl, in order; those without a validation do not count."""
-        found = Verdict()
+        found = BestSoFar()
         for metrics in rounds:
             # A loss that is no number is null in the file, an accuracy is always there.
             if metrics.get("valid_accuracy") is None:
                 continue
             value = metrics[self.key]
             if value is not None and math.isfinite(value) and self._improves(value, found.value):
-                found = Verdict(step=metrics["step"], value=value)
+                found = BestSoFar(step=metrics["step"], value=value)
             else:
                 since = found.since + 1
-                found = Verdict(step=found.step, value=found.value, since=since, ended=0 < self.patience <= since)
+                found = BestSoFar(step=found.step, value=found.value, since=since, ended=0 < self.patience <= since)
         return found
 
     def _improves(self, value: float, best: float) -> bool:

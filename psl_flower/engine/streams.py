@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from psl_flower.engine.exchange import Exchange, Party, WireFormat
+from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
-from psl_flower.engine.party import PartyEngine
+from psl_flower.engine.party import Party, PartyEngine
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Failed
@@ -20,7 +20,7 @@ class StreamExchange(Exchange):
     """
 
     def __init__(self, endpoint: ExchangeEndpoint, wire: WireFormat, timeout_s: float) -> None:
-        super().__init__(wire)
+        super().__init__(wire, ())  # the endpoint counts the bytes
         self._endpoint, self._timeout_s = endpoint, timeout_s
 
     def carry(

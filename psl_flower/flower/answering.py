@@ -11,8 +11,7 @@ from flwr.clientapp import ClientApp
 
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
-from psl_flower.engine.mid_step import MidStepParty
-from psl_flower.engine.party import PartyEngine
+from psl_flower.engine.party import Party
 from psl_flower.engine.stateless import stateless
 from psl_flower.engine.streams import serve
 from psl_flower.errors import PslError
@@ -29,7 +28,6 @@ close_ray()  # Flower's simulation loads the ClientApp before it starts Ray
 
 LOWER = "the Lower"
 
-AnyParty = PartyEngine | MidStepParty
 Handler = Callable[[Any, Received, Context], Parcel]
 
 
@@ -50,10 +48,10 @@ class Hosting(Protocol):
     def checkpoints(self, m: int) -> Checkpoints:
         """Return where a party's states are kept."""
 
-    def party(self, m: int) -> AnyParty:
+    def party(self, m: int) -> Party:
         """Return a party that this node hosts."""
 
-    def check_allowed(self, party: AnyParty) -> None:
+    def check_allowed(self, party: Party) -> None:
         """Raise ConfigError if this node's operator has not allowed what the run does with the party."""
 
 
@@ -86,7 +84,7 @@ def open_streams(host: Hosting, question: OpenStreams) -> Parcel:
     """Open one stream for each party hosted here and serve them until the round is over."""
     ticket = question.ticket
     host.prepare_process()
-    parties: dict[int, tuple[AnyParty, UpperStream]] = {}
+    parties: dict[int, tuple[Party, UpperStream]] = {}
     with ExitStack() as opened:
         for m in host.task.parties:
             party = opened.enter_context(closing(host.party(m)))
@@ -117,7 +115,7 @@ def take_step(host: Hosting, question: TakeStep, received: Received) -> Parcel:
     return Parcel(parts=answers)
 
 
-def _connect(host: Hosting, ticket: StreamTicket, party: AnyParty) -> UpperStream:
+def _connect(host: Hosting, ticket: StreamTicket, party: Party) -> UpperStream:
     claim = party.claim
     hello = Hello(
         run=host.task.run,
@@ -132,11 +130,11 @@ def _connect(host: Hosting, ticket: StreamTicket, party: AnyParty) -> UpperStrea
     return connect(ticket.host, ticket.port, hello, cafile_pem=ticket.cert_pem, timeout_s=timeout_s, own=own)
 
 
-def _report(host: Hosting, ticket: StreamTicket, party: AnyParty, error: Exception) -> None:
+def _report(host: Hosting, ticket: StreamTicket, party: Party, error: Exception) -> None:
     """Tell the server at once why this party does not take part, so that it need not wait for it."""
     with _connect(host, ticket, party) as stream:
         stream.fail(Failed.of(error))
 
 
-def _wire(task: NodeTask, party: AnyParty) -> WireFormat:
+def _wire(task: NodeTask, party: Party) -> WireFormat:
     return WireFormat(activations=task.activations, gradients=task.gradients, dtype=party.dtype)

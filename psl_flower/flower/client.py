@@ -11,10 +11,11 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.party import Party
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
-from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register, take_step
-from psl_flower.flower.node_config import is_simulated, own_setting, own_tls, simulation_slots, state_root
-from psl_flower.flower.of_app import OfApp
+from psl_flower.flower.answering import LOWER, open_streams, register, take_step
+from psl_flower.flower.app_function import AppFunction
+from psl_flower.flower.node_config import is_simulated, own_text, own_tls, simulated_inventory, state_root
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.labels import LabelEngine
 from psl_flower.split.roster import Given, Roster, SideSettings, claim_at, engine_at
@@ -40,7 +41,7 @@ def split_client(party: MakeParty) -> ClientApp:
         if it has the labels, or both as a tuple. It is called again for each round or message, under the seed of the
         party, so the weights that it draws are the same each time.
     """
-    app, make = ClientApp(), OfApp(party)
+    app, make = ClientApp(), AppFunction(party)
 
     def stream(question: questions.OpenStreams, received: Received, context: Context) -> Parcel:
         return open_streams(SideHost(context, question.task, make), question)
@@ -69,10 +70,9 @@ def split_client(party: MakeParty) -> ClientApp:
 
 def _inventory(roster: Roster, context: Context, party: MakeParty) -> Inventory:
     if is_simulated(context):
-        partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
+        return simulated_inventory(context)
     own_tls(context)  # errors in certificates show at the start of the run
-    name = own_setting(context, "party")
+    name = own_text(context, "party")
     if not name:
         return Inventory()
     if name not in roster.names:
@@ -118,7 +118,7 @@ class SideHost:
         """
         roster = self._roster(m)
         name = roster.names[m]
-        if not is_simulated(self.context) and own_setting(self.context, "party") != name:
+        if not is_simulated(self.context) and own_text(self.context, "party") != name:
             raise PositionError(f"this node is not party {name!r}; its node-config names another one")
         settings = decode(self.task.settings, SideSettings, LOWER)
         sending = len(roster.names) - bool(roster.labels)
@@ -135,5 +135,5 @@ class SideHost:
             raise FrameMismatch(f"{LOWER}: expected one of {len(self.task.names)} parties, received number {m}")
         return Roster(self.task.names, self.task.labels)
 
-    def check_allowed(self, party: AnyParty) -> None:
+    def check_allowed(self, party: Party) -> None:
         """Do nothing: what a party brings is its own, and no weights leave or enter."""

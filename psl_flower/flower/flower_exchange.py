@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from flwr.serverapp import Grid
@@ -33,11 +33,9 @@ class FlowerExchange(Exchange):
         saved: Mapping[int, int],
         timeout_s: float,
     ) -> None:
-        super().__init__(wire)
+        super().__init__(wire, [m for hosted in placement.parties.values() for m in hosted])
         self._grid, self._placement, self._task, self._timeout_s = grid, placement, task, timeout_s
-        parties = [m for hosted in placement.parties.values() for m in hosted]
         self._saved = dict(saved)
-        self._up, self._down = dict.fromkeys(parties, 0), dict.fromkeys(parties, 0)
 
     def carry(
         self, frames: Mapping[int, Frame], expected: Mapping[int, Expectation], meanwhile: Callable[[], None]
@@ -73,14 +71,3 @@ class FlowerExchange(Exchange):
     def keep(self, saved: Mapping[int, int]) -> None:
         """Let the parties keep the checkpoints of these steps."""
         self._task = msgspec.structs.replace(self._task, kept=dict(saved))
-
-    def finish(self, parties: Collection[int]) -> None:
-        """Do nothing: nodes are in no message."""
-
-    def bytes_up(self) -> dict[int, int]:
-        """Return bytes of frames from each party so far."""
-        return dict(self._up)
-
-    def bytes_down(self) -> dict[int, int]:
-        """Return bytes of frames to each party so far."""
-        return dict(self._down)

@@ -15,7 +15,7 @@ from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
-from psl_flower.flower.collection import collect_weights
+from psl_flower.flower.asking import ask_hosts
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
 from psl_flower.flower.placement import Placement, holders_of, place
@@ -24,8 +24,8 @@ from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
-from psl_flower.wire.questions import OpenStreams
-from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
+from psl_flower.wire.questions import GiveWeights, OpenStreams
+from psl_flower.wire.tls import TlsIdentity, is_loopback, is_wildcard
 
 log = logging.getLogger("psl_flower")
 
@@ -224,7 +224,7 @@ class NodeLink:
         return {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
 
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the weights of all Upper models after `saved` steps, by Upper; see `psl_flower.flower.collection`.
+        """Return the weights of all Upper models after `saved` steps, by Upper; for the owner of the model alone.
 
         Nodes that are lost are waited for, and asked again: what they saved after a step stays as it is.
 
@@ -234,10 +234,16 @@ class NodeLink:
             If nobody holds some Upper, nor has within `node_timeout_s`.
         PeerLost, NodeError
             If a node fails, or is lost and does not come back in that time; one that is simulated never does.
+        FrameMismatch
+            If a node leaves an Upper out.
         """
 
+        def question(task: NodeTask) -> GiveWeights:
+            return GiveWeights(task=task, saved={m: saved[m] for m in task.parties})
+
         def collect_from(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
-            return collect_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
+            answers = ask_hosts(grid, placement, self._task, question, self._wire.node_timeout_s)
+            return {m: answer.tensors("upper", m) for m, answer in answers.items()}
 
         known = self._placement
         if known is not None and not known.absent:
@@ -289,7 +295,7 @@ class NodeLink:
         )
 
 
-def server_identity(wire: WireSettings) -> Identity | None:
+def server_identity(wire: WireSettings) -> TlsIdentity | None:
     """Return the exchange endpoint's TLS identity, read from its files now; None for plaintext.
 
     Raises

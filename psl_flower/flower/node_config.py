@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
 from flwr.app import Context
 
@@ -12,7 +15,7 @@ from psl_flower.launch.sizing import POOL_SIZE
 from psl_flower.system.state import node_state
 from psl_flower.text import expanded
 from psl_flower.wire.credentials import node_tls
-from psl_flower.wire.node_messages import NodeTask
+from psl_flower.wire.node_messages import Inventory, NodeTask
 from psl_flower.wire.tls import NodeTls
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
@@ -33,9 +36,15 @@ def simulation_slots() -> int:
     return max(1, min([*actors, POOL_SIZE]))
 
 
+def simulated_inventory(context: Context) -> Inventory:
+    """Return what a simulated node reports: its place among them all, and how many of them run at once."""
+    partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
+
+
 def own_state(context: Context) -> Path:
     """Return the folder where a real node keeps its Uppers' states: `state`, or one of this user's own."""
-    named = own_setting(context, "state")
+    named = own_text(context, "state")
     return expanded(named, "node-config state") if named else node_state()
 
 
@@ -58,41 +67,39 @@ def own_tls(context: Context) -> NodeTls:
     if is_simulated(context):
         return NodeTls(allow_plaintext=True)
     allow = permission(context, _PLAINTEXT)
-    ca, cert, key = (own_setting(context, f"exchange-{name}") for name in ("ca", "cert", "key"))
+    ca, cert, key = (own_text(context, f"exchange-{name}") for name in ("ca", "cert", "key"))
     return node_tls(ca=ca, cert=cert, key=key, allow_plaintext=allow)
 
 
 def permission(context: Context, name: str) -> bool:
     """Return a permission of the node's configuration; raises ConfigError unless it is true or false."""
-    value = context.node_config.get(name, False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"node-config {name}: expected true or false, got {value!r}")
+    return bool(_own(context, name, lambda value: isinstance(value, bool), "true or false"))
+
+
+def own_count(context: Context, name: str) -> int | None:
+    """Return a count of a node's own configuration, None by default; raises ConfigError unless it is 1 or more."""
+    value: int | None = _own(context, name, lambda value: _is(value, int) and value >= 1, "a whole number of 1 or more")
     return value
 
 
-def own_limit(context: Context, name: str) -> int | None:
-    """Return a number of a node's own configuration, None by default; raises ConfigError unless it is 1 or more."""
-    value = context.node_config.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"node-config {name}: expected a whole number of 1 or more, got {value!r}")
-    return value
-
-
-def own_least(context: Context, name: str) -> float | None:
+def own_amount(context: Context, name: str) -> float | None:
     """Return an amount of a node's own configuration, None by default; raises ConfigError unless it is above 0."""
-    value = context.node_config.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ConfigError(f"node-config {name}: expected a number above 0, got {value!r}")
-    return float(value)
+    value = _own(context, name, lambda value: _is(value, int | float) and 0 < value < math.inf, "a number above 0")
+    return None if value is None else float(value)
 
 
-def own_setting(context: Context, name: str) -> str:
+def own_text(context: Context, name: str) -> str:
     """Return a text of a node's own configuration, empty by default; raises ConfigError if it is no text."""
-    value = context.node_config.get(name, "")
-    if not isinstance(value, str):
-        raise ConfigError(f"node-config {name}: expected a text, got {value!r}")
-    return value
+    return _own(context, name, lambda value: isinstance(value, str), "a text") or ""
+
+
+def _own(context: Context, name: str, valid: Callable[[Any], bool], expected: str) -> Any:
+    """Return a value of a node's own configuration, None where it is not set."""
+    value = context.node_config.get(name)
+    if value is None or valid(value):
+        return value
+    raise ConfigError(f"node-config {name}: expected {expected}, got {value!r}")
+
+
+def _is(value: object, number: type | UnionType) -> bool:
+    return isinstance(value, number) and not isinstance(value, bool)

@@ -31,7 +31,7 @@ from flwr.supercore.utils import get_flwr_home
 
 from psl_flower.errors import ConfigError, PslError, RunError
 from psl_flower.flower.guarded import SUPERNODE, become
-from psl_flower.flower.killed import NOTE, answer_in_its_place, answer_unanswered, note
+from psl_flower.flower.last_answer import NOTE, answer_in_its_place, answer_unanswered, note
 from psl_flower.launch.running import app_folder
 from psl_flower.system.files import write_file
 from psl_flower.system.folders import make_private_folder

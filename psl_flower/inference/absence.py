@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from io import BytesIO, StringIO
 from itertools import combinations
@@ -22,6 +22,7 @@ from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.seeds import evenly_spaced
 from psl_flower.system.files import write_file
 from psl_flower.system.machine import require_packages
+from psl_flower.text import OnProgress
 
 # Numbers of absent Uppers that are tried, spread over all that are possible, and choices of Uppers for each number.
 MAX_COUNTS = 12
@@ -42,7 +43,7 @@ class AbsencePoint:
 
 
 def absence_curve(
-    trained: TrainedModel, images: LabelledImages, progress: Callable[[str, int, int], None] | None = None
+    trained: TrainedModel, images: LabelledImages, progress: OnProgress | None = None
 ) -> list[AbsencePoint]:
     """Return the accuracy with all Uppers, without one, and so on to one that is left.
 

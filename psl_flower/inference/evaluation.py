@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes, N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -25,12 +25,12 @@ from psl_flower.patches.store import read_all_positions
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.text import OnProgress
 
 # Settings that say how a run's dataset was read.
 _OWN = (
     "image_column", "label_column", "read_as", "train_split", "test_split", "split_column", "class_folder", "leave_out",
 )  # fmt: skip
-Progress = Callable[[str, int, int], None]
 # Images uint8 (B, C, H, W) and classes int64 (B,).
 Batch = tuple[torch.Tensor, NDArray[np.int64]]
 
@@ -46,7 +46,7 @@ class LabelledImages:
 
 
 def own_test_images(
-    run: RunFolder, trained: TrainedModel, max_test: int = 0, progress: Progress | None = None
+    run: RunFolder, trained: TrainedModel, max_test: int = 0, progress: OnProgress | None = None
 ) -> LabelledImages:
     """Return the test split of the run's dataset, from its patch stores, which are made if they are missing.
 
@@ -70,7 +70,7 @@ def own_test_images(
 
 
 def stores_of(
-    run: RunFolder, trained: TrainedModel, progress: Progress | None = None, *, labels_version: int | None = None
+    run: RunFolder, trained: TrainedModel, progress: OnProgress | None = None, *, labels_version: int | None = None
 ) -> StoreSet:
     """Return the patch stores of the run's dataset, which are made if they are missing.
 
@@ -142,7 +142,7 @@ def other_test_images(trained: TrainedModel, dataset: str, max_test: int = 0, **
     )
 
 
-def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress | None = None) -> Predictions:
+def evaluate(trained: TrainedModel, images: LabelledImages, progress: OnProgress | None = None) -> Predictions:
     """Return the network's predictions; `progress` is called as ("evaluate", images done, images in all).
 
     Raises

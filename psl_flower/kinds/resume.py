@@ -15,7 +15,7 @@ from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.best import load_best
+from psl_flower.runs.best_checkpoint import load_best
 from psl_flower.runs.folder import RunFolder, Status, open_run
 from psl_flower.runs.history import Extension, note_extension
 from psl_flower.runs.resuming import settings_of

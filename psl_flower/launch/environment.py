@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from psl_flower.launch.only_this_user import LOOPBACK
 from psl_flower.system.exposure import closed_ray
 
 # Quiet and offline; and no `uv sync` of our dependencies, gigabytes of them, into a fresh environment for every run.
@@ -29,7 +30,6 @@ _PATHS = {
     "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
 }  # fmt: skip
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def environment() -> dict[str, str]:
@@ -45,7 +45,7 @@ def environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     direct = kept.get("no_proxy") or kept.get("NO_PROXY") or ""
     if direct != "*":
-        direct = ",".join(filter(None, [direct, *_LOOPBACK]))
+        direct = ",".join(filter(None, [direct, *LOOPBACK]))
     found = {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
     # They are started in another folder, to which relative paths and an empty part would refer.
     for name in _PATHS & kept.keys():

@@ -28,7 +28,7 @@ _ESTABLISHED, _NO_SOCKET = "01", "0"
 # The kernel's table is read in pieces, and may change between them.
 _LOOKS = 3
 _WORD_BYTES = 4
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def is_of_this_user(client: Address, server: Address) -> bool:
@@ -82,7 +82,7 @@ def is_of_a_page(scope: Scope) -> bool:
     if scope.get("scheme") in ("https", "wss"):
         return False
     address, port = scope["server"]
-    own = {f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in (*_LOOPBACK, address)}
+    own = {f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in (*LOOPBACK, address)}
     return len(hosts) != 1 or hosts[0] not in own
 
 

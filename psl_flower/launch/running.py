@@ -16,7 +16,7 @@ from psl_flower.kinds import HowToContinue, Kind, Work, setting_groups
 from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink, Waiting, silently
 from psl_flower.runs.folder import RunFolder, Status
-from psl_flower.text import expanded
+from psl_flower.text import OnProgress, expanded
 
 _START_TIMEOUT_S = 180.0
 
@@ -39,7 +39,7 @@ def app_folder(given: str = "") -> Path:
 
 def prepare(
     kind: Kind,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: OnProgress | None = None,
     say: Callable[[str], None] | None = None,
     begin: Callable[[Work], None] | None = None,
 ) -> tuple[int, Work]:

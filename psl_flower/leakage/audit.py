@@ -17,14 +17,14 @@ from psl_flower.leakage.decoders import DECODERS, Sizes
 from psl_flower.leakage.images import AuditSettings, Known
 from psl_flower.leakage.joining import Seen, best_mean, scaled, train_joined
 from psl_flower.leakage.known_weights import best_steps, mended
-from psl_flower.leakage.looks import side_by_side
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
-from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS, Finding
+from psl_flower.leakage.recording import side_by_side
+from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS, AttackFinding
 from psl_flower.leakage.smashed import Scaling, in_place_of_smashed, logits, normalised, one_hot, smash, unique_share
-from psl_flower.leakage.unpaired import Received, substitute
+from psl_flower.leakage.unpaired import LabelledSmashed, substitute
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.text import counted
+from psl_flower.text import OnProgress, counted
 
 # Images among which the true one is ranked, at most.
 _CANDIDATES = 1000
@@ -35,7 +35,7 @@ _SHOWN = 8
 class Attacked(NamedTuple):
     """What all decoders found from one kind of knowledge."""
 
-    findings: tuple[Finding, ...]  #: One for each decoder.
+    findings: tuple[AttackFinding, ...]  #: One for each decoder.
     #: Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
     held_back_NCHW: torch.Tensor
     victims_NCHW: torch.Tensor  #: The victims as it makes them.
@@ -48,13 +48,13 @@ class Attacked(NamedTuple):
         return self.held_back_NCHW[:_SHOWN]
 
     @property
-    def best(self) -> Finding:
+    def best(self) -> AttackFinding:
         """The best of them, by auxiliary images."""
         return max(self.findings, key=lambda found: found.validation_ssim)
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class Attacks:
     """Attacks on the images of one run."""
 
     description: StoreSetDescription  #: Of the images.
@@ -62,7 +62,7 @@ class Audit:
     victims: Known
     auxiliary: Known
     settings: AuditSettings  #: How hard the attacker tries.
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None  #: Called with (what, done, at most).
+    on_progress: OnProgress = lambda what, done, total: None  #: Called with (what, done, at most).
     #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by
     #: default the network does.
     received: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -130,7 +130,7 @@ class Audit:
         scaling, settings, classes = Scaling.of(torch.cat(real)), self.settings, self.description.num_classes
         of_auxiliary, of_victims = (one_hot(known.labels_N, classes) for known in (self.auxiliary, self.victims))
         made = substitute(
-            net, Received(torch.cat(real), torch.cat([of_auxiliary, of_victims])),
+            net, LabelledSmashed(torch.cat(real), torch.cat([of_auxiliary, of_victims])),
             normalised(self.auxiliary.pixels_NCHW, self.description), of_auxiliary,
             epochs=settings.epochs, seed=settings.seed,
             on_epoch=lambda epoch: self.on_progress("substitute Uppers", epoch, settings.epochs),
@@ -218,7 +218,7 @@ class Audit:
         best = max(found, key=lambda one: one.best.validation_ssim)
         return best._replace(findings=tuple(one.best for one in found), trained=tuple(one.trained[0] for one in found))
 
-    def _constant(self) -> Finding:
+    def _constant(self) -> AttackFinding:
         mean, held_back = self.auxiliary.pixels_NCHW.mean(0, keepdim=True), self._held_back
         score = float(ssim(mean.expand_as(held_back), held_back).mean())
         found = mean.expand_as(self.victims.images_NCHW)
@@ -226,10 +226,10 @@ class Audit:
 
     def _finding(
         self, name: str, knows: str, found_NCHW: torch.Tensor, trained: Trained, *, level: str = "", looks: int = 1
-    ) -> Finding:
+    ) -> AttackFinding:
         true_NCHW = self.victims.pixels_NCHW
         rank_N = ranks(found_NCHW, true_NCHW, self._distractors)
-        return Finding(
+        return AttackFinding(
             attacker=name,
             knows=knows,
             level=level,

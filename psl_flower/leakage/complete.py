@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from psl_flower.leakage.audit import Attacked, Audit
+from psl_flower.leakage.audit import Attacked, Attacks
 from psl_flower.leakage.gradients import LabelGuess, guess_labels
 from psl_flower.leakage.joining import Seen
-from psl_flower.leakage.looks import Looks
+from psl_flower.leakage.recording import RecordedLooks
 from psl_flower.leakage.replay import Replay
 from psl_flower.leakage.report import Leakage, Replayed
 from psl_flower.leakage.seams import Seam, match_seams
@@ -32,16 +32,16 @@ class Pictures(NamedTuple):
 
 
 def audit(
-    attacks: Audit, net: PatchSplitNet, *, run: str = "", bits: int | None = None, replay: Replay | None = None
+    attacks: Attacks, net: PatchSplitNet, *, run: str = "", bits: int | None = None, replay: Replay | None = None
 ) -> tuple[Leakage, list[Pictures]]:
     """Attack the codes of a finished network, all looks of its training if they are known, and the floors.
 
     Parameters
     ----------
-    attacks : Audit
+    attacks : Attacks
         On which images.
     net : PatchSplitNet
-        In eval mode. Of one whose smashed data other machines made (`Audit.received`) the Lower is used alone.
+        In eval mode. Of one whose smashed data other machines made (`Attacks.received`) the Lower is used alone.
     run : str
         Its name, for the report.
     bits : int or None
@@ -97,7 +97,7 @@ def audit(
     ]
 
 
-def all_looks(attacks: Audit, net: PatchSplitNet, looks: Looks, one: Attacked) -> Attacked:
+def all_looks(attacks: Attacks, net: PatchSplitNet, looks: RecordedLooks, one: Attacked) -> Attacked:
     """Attack with all looks of the training and that of the finished network, beginning with what that one showed."""
     given, target = attacks.smashed(net)
     first = len(attacks.victims.labels_N)
@@ -111,13 +111,13 @@ def all_looks(attacks: Audit, net: PatchSplitNet, looks: Looks, one: Attacked) -
     return attacks.of_looks(one, auxiliary, victims)
 
 
-def _labels(attacks: Audit, looks: Looks) -> LabelGuess | None:
+def _labels(attacks: Attacks, looks: RecordedLooks) -> LabelGuess | None:
     labels_N = np.concatenate([attacks.victims.labels_N, attacks.auxiliary.labels_N])
     own_LND = looks.smashed_LNPChw[:, :, list(looks.positions)].flatten(2)
     return guess_labels(looks.gradient_LND, own_LND, labels_N, attacks.description.num_classes)
 
 
-def _seams(attacks: Audit) -> tuple[Seam, ...]:
+def _seams(attacks: Attacks) -> tuple[Seam, ...]:
     images_NCHW = torch.cat([attacks.victims.images_NCHW, attacks.auxiliary.images_NCHW])[:_CANDIDATES]
     description = attacks.description
     patches_NPChw = description.grid().split(images_NCHW).numpy()

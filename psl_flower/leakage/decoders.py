@@ -31,7 +31,7 @@ class Sizes:
     channels: int  #: Of the images.
 
 
-class Decoder(nn.Module, ABC):
+class AttackDecoder(nn.Module, ABC):
     """A network from smashed data to images, whose first step is linear."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Decoder(nn.Module, ABC):
         self.load_state_dict(alone.state_dict() | {name: first})
 
 
-class Dense(Decoder):
+class Dense(AttackDecoder):
     """All numbers of an image through two hidden layers to a coarse map, which convolutions refine."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -74,7 +74,7 @@ class Dense(Decoder):
         return torch.sigmoid(self.last(_fitted(self.refine(coarse), self._size)))
 
     def begin_with(self, alone: nn.Module, shares: Sequence[float]) -> bool:
-        """See `Decoder`; not where many looks are averaged more coarsely than one."""
+        """See `AttackDecoder`; not where many looks are averaged more coarsely than one."""
         assert isinstance(alone, Dense)
         P, C, h, w = alone._given
         if self._given != (P, C * len(shares), h, w):
@@ -85,7 +85,7 @@ class Dense(Decoder):
         return True
 
 
-class Convolutional(Decoder):
+class Convolutional(AttackDecoder):
     """A mixing of channels for each position, the map of all positions, and residual convolutions up to the image."""
 
     def __init__(self, sizes: Sizes, width: int = 32) -> None:
@@ -108,13 +108,13 @@ class Convolutional(Decoder):
         return torch.sigmoid(self.last(features))
 
     def begin_with(self, alone: nn.Module, shares: Sequence[float]) -> bool:
-        """See `Decoder`."""
+        """See `AttackDecoder`."""
         assert isinstance(alone, Convolutional)
         self._take(alone, "mix", torch.cat([share * alone.mix.detach() for share in shares], dim=1))
         return True
 
 
-DECODERS: dict[str, Callable[[Sizes], Decoder]] = {"dense": Dense, "convolutional": Convolutional}
+DECODERS: dict[str, Callable[[Sizes], AttackDecoder]] = {"dense": Dense, "convolutional": Convolutional}
 
 
 class _Residual(nn.Module):

@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.complete import Pictures, audit
 from psl_flower.leakage.images import AuditSettings, Known, chosen_samples
 from psl_flower.leakage.report import Leakage
 from psl_flower.leakage.smashed import smashed_bytes
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.text import OnProgress
 
 
 def audit_elsewhere(
@@ -27,7 +28,7 @@ def audit_elsewhere(
     *,
     run: str,
     ask: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> tuple[Leakage, list[Pictures]]:
     """Attack images that are not the run's own.
 
@@ -65,6 +66,6 @@ def audit_elsewhere(
     received = None
     if ask is not None:
         received = ask(auxiliary.images_NCHW, len(victims.images_NCHW)), ask(victims.images_NCHW, 0)
-    attacks = Audit(description, victims, auxiliary, settings, on_progress, received, dataset)
+    attacks = Attacks(description, victims, auxiliary, settings, on_progress, received, dataset)
     bits = config.network.cut_protection.bits(description.grid().num_patches)
     return audit(attacks, net, run=run, bits=bits)

@@ -18,8 +18,8 @@ from torch import nn
 
 from psl_flower.leakage.attack import Pairs, Trained, divided, rebuild, score, train_decoder
 from psl_flower.leakage.decoders import DECODERS, Sizes
-from psl_flower.leakage.looks import side_by_side
 from psl_flower.leakage.measures import ssim
+from psl_flower.leakage.recording import side_by_side
 from psl_flower.leakage.smashed import Scaling
 from psl_flower.patches import PatchGrid
 
@@ -87,7 +87,7 @@ def train_joined(
     """Train decoders of all looks side by side, and return the better one; one begins as `alone`, which it extends.
 
     `alone`, of these sizes, is a trained decoder of the last look; `seen` is at the auxiliary images. `apart` is
-    whether mirrored looks are beside others (`psl_flower.leakage.looks.side_by_side`). The rest is as of
+    whether mirrored looks are beside others (`psl_flower.leakage.recording.side_by_side`). The rest is as of
     `train_decoder`.
     """
     pairs = Pairs(side_by_side(*seen, apart=apart), images_NCHW)

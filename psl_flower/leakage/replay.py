@@ -7,7 +7,7 @@ smashed data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.leakage.looks import Looks, Recorder
+from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.text import OnProgress
 
 
 class Threads(NamedTuple):
@@ -35,7 +36,7 @@ class Threads(NamedTuple):
 class Replay(NamedTuple):
     """A training that was done again."""
 
-    looks: Looks  #: What its Lower received.
+    looks: RecordedLooks  #: What its Lower received.
     exact: bool  #: Whether it came by the run's weights, bit by bit.
     seconds: float  #: That it took.
 
@@ -60,7 +61,7 @@ def replay(
     most: int,
     steps: int = 0,
     threads: Threads | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> Replay:
     """Train a run again and record some of its images.
 

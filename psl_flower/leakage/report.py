@@ -24,7 +24,7 @@ REBUILT = 0.7
 _CLEAR = 0.05
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class AttackFinding(msgspec.Struct, frozen=True, kw_only=True):
     """How well one attacker rebuilds the victims."""
 
     attacker: str  #: A decoder, with what it was followed by, or "mean image".
@@ -84,7 +84,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     bits: int | None  #: Of an image's codes in a look; None where numbers cross the cut.
     numbers: int  #: That cross the cut for an image in a look.
     unique: float  #: Share of victims whose codes no other victim has, so that who has the image finds it.
-    findings: tuple[Finding, ...]  #: Of all attackers, the floors among them.
+    findings: tuple[AttackFinding, ...]  #: Of all attackers, the floors among them.
     replayed: Replayed | None = None  #: Where the looks of the training were joined.
     labels: LabelGuess | None = None  #: What a node learns of classes; None where its gradients are not known.
     seams: tuple[Seam, ...] = ()  #: What colluding nodes match.
@@ -95,7 +95,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         return max(found.looks for found in self.findings)
 
     @property
-    def best(self) -> Finding:
+    def best(self) -> AttackFinding:
         """The strongest attacker with codes of all looks, who may use one of them."""
         return strongest(self.findings, self.looks)
 
@@ -117,7 +117,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
-    def floor(self) -> Finding:
+    def floor(self) -> AttackFinding:
         """The strongest attacker without codes, by the auxiliary images."""
         floors = [found for found in self.findings if found.knows in (LABEL, CONSTANT)]
         return max(floors, key=lambda found: found.validation_ssim)
@@ -179,7 +179,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-def strongest(findings: tuple[Finding, ...], looks: int) -> Finding:
+def strongest(findings: tuple[AttackFinding, ...], looks: int) -> AttackFinding:
     """Return the strongest attacker with codes of this number of looks: of each level the best by auxiliary images.
 
     Who has many looks may use one of them: that is better where the decoders of many were trained too weakly.

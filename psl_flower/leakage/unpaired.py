@@ -33,7 +33,7 @@ _HIDDEN = 256
 _MOST_NUMBERS = 4096
 
 
-class Received(NamedTuple):
+class LabelledSmashed(NamedTuple):
     """What crossed the cut, with the classes, which the server knows."""
 
     smashed_NPChw: torch.Tensor  #: float32, of one look.
@@ -42,7 +42,7 @@ class Received(NamedTuple):
 
 def substitute(
     net: PatchSplitNet,
-    received: Received,
+    received: LabelledSmashed,
     pixels_NCHW: torch.Tensor,
     classes_NK: torch.Tensor,
     *,
@@ -56,7 +56,7 @@ def substitute(
     ----------
     net : PatchSplitNet
         Its Lower and its build are known; its Uppers' weights are not used, neither the last nor the first.
-    received : Received
+    received : LabelledSmashed
         64 images or more make sense.
     pixels_NCHW : torch.Tensor
         Auxiliary images, normalised.

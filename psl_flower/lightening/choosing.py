@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psl_flower.lightening.names import title_of
-from psl_flower.lightening.search import Conditions, Judged, Verdict
+from psl_flower.lightening.search import Conditions, Judgement, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,20 +23,20 @@ class Choice:
     beaten_by: Mapping[str, str]
 
 
-def faster(a: Judged, b: Judged, conditions: Conditions) -> bool:
+def faster(a: Judgement, b: Judgement, conditions: Conditions) -> bool:
     """Return True if the first is faster than the second, by more than the measured spreads."""
     slowest_a = conditions.speed_share(a) * (1 - conditions.speed_spread(a))
     return slowest_a > conditions.speed_share(b) * (1 + conditions.speed_spread(b))
 
 
-def beats(a: Judged, b: Judged, conditions: Conditions) -> bool:
+def beats(a: Judgement, b: Judgement, conditions: Conditions) -> bool:
     """Return True if the first is better in accuracy, speed or size than the second, and worse in none."""
     if a.accuracy < b.accuracy or a.num_bytes > b.num_bytes or faster(b, a, conditions):
         return False
     return a.accuracy > b.accuracy or a.num_bytes < b.num_bytes or faster(a, b, conditions)
 
 
-def choose(at_hand: Mapping[str, Judged], conditions: Conditions) -> Choice | None:
+def choose(at_hand: Mapping[str, Judgement], conditions: Conditions) -> Choice | None:
     """Return the choice among the models at hand, by their names; None if none meets the conditions.
 
     Of those that meet the conditions and are beaten by no other, the fastest; of those as fast as it, within the
@@ -53,7 +53,7 @@ def choose(at_hand: Mapping[str, Judged], conditions: Conditions) -> Choice | No
     return Choice(what=chosen, why=_why(chosen, as_fast, front, good, conditions), beaten_by=beaten_by)
 
 
-def asked_for(what: str, at_hand: Mapping[str, Judged], conditions: Conditions) -> Choice:
+def asked_for(what: str, at_hand: Mapping[str, Judgement], conditions: Conditions) -> Choice:
     """Return the choice of the loop's own result; if a model beats it, the reason says so."""
     by = _one_that_beats(what, at_hand, conditions)
     why = "the loop's own result, as method=loop asks"
@@ -62,7 +62,7 @@ def asked_for(what: str, at_hand: Mapping[str, Judged], conditions: Conditions) 
     return Choice(what=what, why=why, beaten_by={what: by} if by else {})
 
 
-def verdict_line(what: str, judged: Judged, conditions: Conditions) -> str:
+def verdict_line(what: str, judged: Judgement, conditions: Conditions) -> str:
     """Return one line with a model's measurements and its verdict."""
     return (
         f"{title_of(what)}: accuracy {judged.accuracy:.2%}, {judged.images_per_s:,.0f} images/s, "
@@ -70,13 +70,13 @@ def verdict_line(what: str, judged: Judged, conditions: Conditions) -> str:
     )
 
 
-def standing(judged: Judged, conditions: Conditions) -> str:
+def standing(judged: Judgement, conditions: Conditions) -> str:
     """Return "met", or by how much each condition is missed."""
     missed = conditions.missed(judged)
     return f"missed {', '.join(f'{name} by {much}' for name, much in missed.items())}" if missed else "met"
 
 
-def _one_that_beats(what: str, among: Mapping[str, Judged], conditions: Conditions) -> str:
+def _one_that_beats(what: str, among: Mapping[str, Judgement], conditions: Conditions) -> str:
     """Return the fastest that beats a model; empty if none does."""
     better = [name for name, judged in among.items() if beats(judged, among[what], conditions)]
     return max(better, key=lambda name: conditions.speed_share(among[name]), default="")
@@ -85,8 +85,8 @@ def _one_that_beats(what: str, among: Mapping[str, Judged], conditions: Conditio
 def _why(
     chosen: str,
     as_fast: Sequence[str],
-    front: Mapping[str, Judged],
-    good: Mapping[str, Judged],
+    front: Mapping[str, Judgement],
+    good: Mapping[str, Judgement],
     conditions: Conditions,
 ) -> str:
     if len(good) == 1:
@@ -101,7 +101,7 @@ def _why(
     return f"{words}; beside it: {others}"
 
 
-def _beside(what: str, other: Judged, chosen: Judged, conditions: Conditions) -> str:
+def _beside(what: str, other: Judgement, chosen: Judgement, conditions: Conditions) -> str:
     """Return the differences of another model to the one chosen."""
     points = 100 * (other.accuracy - chosen.accuracy)
     speed = conditions.speed_share(other) / conditions.speed_share(chosen)

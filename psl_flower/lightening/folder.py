@@ -1,7 +1,7 @@
 """The folder of a lightening: <run>/light/<id>/, where <id> stands for the settings, the model and the machine.
 
 - settings.json: what the id stands for
-- log.jsonl: one object for everything that was judged, `Entry`, in time order
+- log.jsonl: one object for everything that was judged, `LogEntry`, in time order
 - first/, first-int8/, second/, degree-NNN/, degree-NNN-float32/: checkpoints of training, and the ONNX files of
   `artefacts`; see `names`
 - third/: the files of the light model that was chosen
@@ -32,7 +32,7 @@ from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, upper_file
 from psl_flower.lightening.judging import Speed
 from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.on_node import IN_PLACE
-from psl_flower.lightening.search import Attempt, Conditions, Judged
+from psl_flower.lightening.search import Attempt, Conditions, Judgement
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import disk_errors, read_file, write_file
@@ -46,11 +46,11 @@ _LOG, _SETTINGS, _IN_PLACE_FILE = "log.jsonl", "settings.json", "in-place"
 _VERSION = 2
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was judged."""
 
     what: str  #: See `psl_flower.lightening.names`.
-    judged: Judged
+    judged: Judgement
     degree: int | None = None  #: Of lightening; None for models outside the loop.
     #: The loop's verdict, and under which conditions; empty for models outside the loop.
     verdict: str = ""
@@ -96,19 +96,19 @@ class LighteningFolder:
         """Return the folder of one model."""
         return self.path / what
 
-    def judged(self, what: str) -> Judged | None:
+    def judged(self, what: str) -> Judgement | None:
         """Return a model's earlier measurement; None without one, or if its file is gone."""
         if not (self.place(what) / WHOLE_FILE).is_file():
             return None
         found = [entry.judged for entry in self.entries if entry.what == what]
         return found[-1] if found else None
 
-    def at_hand(self) -> dict[str, Judged]:
+    def at_hand(self) -> dict[str, Judgement]:
         """Return the newest measurement of every model whose files exist, by its name."""
         found = {entry.what: self.judged(entry.what) for entry in self.entries}
         return {what: judged for what, judged in found.items() if judged is not None}
 
-    def note(self, what: str, judged: Judged, seconds: float) -> None:
+    def note(self, what: str, judged: Judgement, seconds: float) -> None:
         """Log a model outside the loop."""
         self._append(self._entry(what, judged, seconds))
 
@@ -125,7 +125,7 @@ class LighteningFolder:
             judged = msgspec.structs.replace(newest.judged, **asdict(speed))
             self._append(msgspec.structs.replace(newest, judged=judged, compared=number))
 
-    def _newest(self, what: str) -> Entry:
+    def _newest(self, what: str) -> LogEntry:
         return next(entry for entry in reversed(self.entries) if entry.what == what)
 
     def note_attempt(self, attempt: Attempt, conditions: Conditions, seconds: float) -> None:
@@ -157,16 +157,16 @@ class LighteningFolder:
         """Record that all nodes have the third model; raises RunError if the disk refuses."""
         write_file(self.path.parent / _IN_PLACE_FILE, self.path.name.encode(), RunError)
 
-    def _entry(self, what: str, judged: Judged, seconds: float) -> Entry:
+    def _entry(self, what: str, judged: Judgement, seconds: float) -> LogEntry:
         threads, batch = self._settings.threads, self._settings.batch
-        return Entry(what=what, judged=judged, threads=threads, batch=batch, seconds=seconds)
+        return LogEntry(what=what, judged=judged, threads=threads, batch=batch, seconds=seconds)
 
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: LogEntry) -> None:
         entry = msgspec.structs.replace(entry, at=time.time())
         append_record(self.path / _LOG, entry, RunError)
         self.entries.append(entry)
 
-    def _read(self) -> list[Entry]:
+    def _read(self) -> list[LogEntry]:
         path = self.path / _LOG
         if not path.exists():
             return []
@@ -176,7 +176,7 @@ class LighteningFolder:
             if len(whole) + 1 < len(content):
                 # A crash left an unfinished line, to which the next one must not be joined.
                 write_file(path, whole + b"\n" if whole else b"", RunError)
-            return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
+            return [msgspec.json.decode(line, type=LogEntry) for line in whole.split(b"\n") if line]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to start over") from error
 

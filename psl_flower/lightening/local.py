@@ -17,16 +17,17 @@ from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed
 from psl_flower.lightening.method import Answers, Lightened, Lightening
 from psl_flower.lightening.settings import Request
-from psl_flower.lightening.training import LocalTrainer, Progress, Training
+from psl_flower.lightening.training import LightTraining, LocalTrainer
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.devices import choose_device
+from psl_flower.text import OnProgress
 
 
 def lighten(
     run: RunFolder,
     request: Request,
-    progress: Progress,
+    progress: OnProgress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Lightened:
     """Find a light model of a run that has a trained model; rerun after an interruption, it keeps finished work.
@@ -57,7 +58,7 @@ class LocalBackend:
     def __init__(self, trainer: LocalTrainer, *, threads: int, batch: int) -> None:
         self._trainer, self._threads, self._batch = trainer, threads, batch
 
-    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+    def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place; see `LocalTrainer.train`."""
         return self._trainer.train(training, net)
 

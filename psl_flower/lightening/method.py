@@ -34,10 +34,10 @@ from psl_flower.lightening.names import (
 )
 from psl_flower.lightening.pruning import check_prunable, ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
-from psl_flower.lightening.search import Attempt, Conditions, End, Judged, most_judgements, search
+from psl_flower.lightening.search import Attempt, Conditions, Judgement, LoopEnd, most_judgements, search
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, Method, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of
-from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
+from psl_flower.lightening.training import LightTraining, SizedTeacher, epochs_of_run
 from psl_flower.lightening.turns import measure_in_turns, needs_turns
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
@@ -54,7 +54,7 @@ class Answers(NamedTuple):
 class Backend(Protocol):
     """Where networks are trained and artefacts measured."""
 
-    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+    def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network, from the weights it has; return it, or another of the same kind, in eval mode.
 
         An interrupted training continues from its last checkpoint; a finished one is not repeated.
@@ -81,7 +81,7 @@ class Lightened:
     folder: LighteningFolder  #: All files and the log.
     conditions: Conditions  #: As the models were held against them.
     method: Method  #: How it was looked for.
-    end: End  #: How that ended.
+    end: LoopEnd  #: How that ended.
     reason: str  #: Why, in words.
     choice: Choice | None  #: The model chosen, if one meets the conditions.
     closest: str  #: Name of that one, or of the model that lacks least.
@@ -150,7 +150,7 @@ class Lightening:
         """Return the choice among the models at hand; None if none will do, or the loop is asked for."""
         at_hand = self.folder.at_hand()
         choice = choose(at_hand, conditions) if self._method is Method.AUTO else None
-        return None if choice is None else self._ended(conditions, End.SATISFIED, reason, choice)
+        return None if choice is None else self._ended(conditions, LoopEnd.SATISFIED, reason, choice)
 
     def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
         """Return the loop's result; with method auto, the choice among all models then at hand."""
@@ -177,13 +177,13 @@ class Lightening:
             at_hand, end = self.folder.at_hand(), outcome.end
             choice = choose(at_hand, conditions)
             reason = outcome.reason
-            if choice and end is not End.SATISFIED:
-                end, reason = End.SATISFIED, "no int8 model meets the goals; another one does"
-            if not choice and end is End.SATISFIED:
-                end, reason = End.NEVER_FAST, "measured in turns with the others, no model is fast enough"
+            if choice and end is not LoopEnd.SATISFIED:
+                end, reason = LoopEnd.SATISFIED, "no int8 model meets the goals; another one does"
+            if not choice and end is LoopEnd.SATISFIED:
+                end, reason = LoopEnd.NEVER_FAST, "measured in turns with the others, no model is fast enough"
             return self._ended(conditions, end, reason, choice)
         best = degree_name(outcome.best.degree)
-        satisfied = outcome.end is End.SATISFIED
+        satisfied = outcome.end is LoopEnd.SATISFIED
         choice = asked_for(best, self.folder.at_hand(), conditions) if satisfied else None
         return self._ended(conditions, outcome.end, outcome.reason, choice, best)
 
@@ -194,7 +194,7 @@ class Lightening:
             measure_in_turns(self.folder, self._backend.speed)
 
     def _ended(
-        self, conditions: Conditions, end: End, reason: str, choice: Choice | None, closest: str = ""
+        self, conditions: Conditions, end: LoopEnd, reason: str, choice: Choice | None, closest: str = ""
     ) -> Lightened:
         at_hand = self.folder.at_hand()
         closest = closest or min(at_hand, key=lambda what: conditions.shortfall(at_hand[what]))
@@ -222,7 +222,7 @@ class Lightening:
         about = f"about {duration(each)} each, {duration(most * each)} left at most"
         return f"at most {counted(most, 'degree')} to train and judge, {about}"
 
-    def _judged(self, what: str) -> Judged:
+    def _judged(self, what: str) -> Judgement:
         judged = self.folder.judged(what)
         assert judged is not None
         return judged
@@ -262,7 +262,7 @@ class Lightening:
         frozen = copy.deepcopy(net).eval().requires_grad_(False)
         return SizedTeacher(net=frozen, share=self._settings.distil_share, size=size)
 
-    def _attempt(self, degree: int, second: PatchSplitNet, teacher: SizedTeacher | None) -> Judged:
+    def _attempt(self, degree: int, second: PatchSplitNet, teacher: SizedTeacher | None) -> Judgement:
         began, name, size = time.monotonic(), degree_name(degree), self._sizes[degree]
         settings = self._settings
         third = prune(second.cpu(), self._blueprint.network(size))
@@ -295,7 +295,7 @@ class Lightening:
         epochs: int = 0,
         weight_bits: int = 0,
     ) -> PatchSplitNet:
-        training = Training(
+        training = LightTraining(
             what=what,
             place=self.folder.place(name),
             size=size,
@@ -310,7 +310,7 @@ class Lightening:
 
     def _judge(
         self, name: str, made: Artefacts, size: BackboneSize, began: float | None = None, *, note: bool = True
-    ) -> Judged:
+    ) -> Judgement:
         """Write an artefact and measure it as it lies on the disk."""
         place = self.folder.place(name)
         path = made.save(place)
@@ -322,7 +322,7 @@ class Lightening:
             right_N = self._answers_of_first()
         parameters, multiply_adds = self._cost(size)
         right, num = found_N == right_N, len(self._images.choose_N)
-        judged = Judged(
+        judged = Judgement(
             accuracy=float(right[:num].mean()),
             test_accuracy=float(right[num:].mean()) if len(right) > num else None,
             **asdict(speed),
@@ -339,7 +339,7 @@ class Lightening:
             self._first_answers = self._backend.answers(FIRST, self.folder.place(FIRST), self._images.all_N).found_N
         return self._first_answers
 
-    def _guess(self, conditions: Conditions, first_int8: Judged) -> int:
+    def _guess(self, conditions: Conditions, first_int8: Judgement) -> int:
         """Return the lightest change that should be fast enough, if time goes with multiply-adds."""
         for degree, size in enumerate(self._sizes):
             share = conditions.speed_share(first_int8) * first_int8.multiply_adds / self._cost(size)[1]

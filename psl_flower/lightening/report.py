@@ -11,7 +11,7 @@ import msgspec
 
 from psl_flower.errors import RunError
 from psl_flower.lightening.choosing import standing
-from psl_flower.lightening.folder import Entry, LighteningFolder
+from psl_flower.lightening.folder import LighteningFolder, LogEntry
 from psl_flower.lightening.method import Lightened
 from psl_flower.lightening.names import title_of
 from psl_flower.lightening.search import Conditions, Verdict
@@ -35,7 +35,7 @@ _KINDS = {
 }
 
 
-def newest(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
+def newest(entries: Sequence[LogEntry], conditions: Conditions) -> list[LogEntry]:
     """Return the newest entry of everything that was judged: references first, then degrees ascending.
 
     Verdicts are those under the conditions given, whatever they were when the entry was made.
@@ -49,7 +49,9 @@ def newest(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
     return sorted(latest.values(), key=lambda entry: (entry.degree is not None, entry.degree or 0, entry.at))
 
 
-def rows(entries: Sequence[Entry], conditions: Conditions, choice: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+def rows(
+    entries: Sequence[LogEntry], conditions: Conditions, choice: Mapping[str, Any] | None
+) -> list[tuple[str, ...]]:
     """Return the table's rows, without `COLUMNS`; `choice` is that of `as_json`, None if no model was chosen."""
     return [
         (
@@ -70,7 +72,7 @@ def _with_spread(value: float, spread: float, form: str) -> str:
     return f"{value:{form}}" + (f" ±{spread:.0%}" if spread >= 0.005 else "")
 
 
-def _verdict(entry: Entry, conditions: Conditions, choice: Mapping[str, Any] | None) -> str:
+def _verdict(entry: LogEntry, conditions: Conditions, choice: Mapping[str, Any] | None) -> str:
     said = standing(entry.judged, conditions)
     if choice is not None and entry.what == choice["what"]:
         return f"{said}, chosen"
@@ -206,7 +208,7 @@ def _plot(result: Lightened, path: Path) -> None:
 
 
 def _scatter(
-    axes: Axes, entries: Sequence[Entry], kinds: Mapping[str, str], values: Sequence[float], *, more_is_better: bool
+    axes: Axes, entries: Sequence[LogEntry], kinds: Mapping[str, str], values: Sequence[float], *, more_is_better: bool
 ) -> None:
     for kind, (marker, colour) in _KINDS.items():
         own = [(v, e.judged.accuracy) for e, v in zip(entries, values, strict=True) if kinds[e.what] == kind]
@@ -227,7 +229,7 @@ def _scatter(
     axes.plot(*line, color="grey", linewidth=1, zorder=0, label="Pareto front")
 
 
-def _kind(entry: Entry, result: Lightened) -> str:
+def _kind(entry: LogEntry, result: Lightened) -> str:
     if result.choice is not None and entry.what == result.choice.what:
         return "chosen"
     return "conditions met" if result.conditions.verdict(entry.judged) is Verdict.SATISFIED else "not met"

@@ -15,7 +15,7 @@ import msgspec
 from psl_flower.errors import ConfigError
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one artefact."""
 
     accuracy: float  #: Of the artefact itself on the images by which models are chosen, 0..1.
@@ -40,7 +40,7 @@ class Verdict(StrEnum):
     CONTRADICTION = "lighten less and more"
 
 
-class End(StrEnum):
+class LoopEnd(StrEnum):
     """Why the loop ended."""
 
     SATISFIED = "satisfied"
@@ -62,7 +62,7 @@ class Conditions:
     #: The condition of accuracy in words; empty: made from `min_accuracy`.
     accuracy_text: str = field(default="", compare=False)
 
-    def verdict(self, judged: Judged) -> Verdict:
+    def verdict(self, judged: Judgement) -> Verdict:
         """Return the verdict on a judgement. NaN satisfies no condition."""
         accurate, light = judged.accuracy > self.min_accuracy, self._fast(judged) and self._small(judged)
         if accurate and light:
@@ -71,24 +71,24 @@ class Conditions:
             return Verdict.LIGHTEN_MORE
         return Verdict.LIGHTEN_LESS if light else Verdict.CONTRADICTION
 
-    def speed_share(self, judged: Judged) -> float:
+    def speed_share(self, judged: Judgement) -> float:
         """Return the speed as a share of the required speed; fast enough is above 1."""
         if self.min_speed is not None:
             return judged.images_per_s / self.min_speed
         assert self.max_latency_ms is not None
         return self.max_latency_ms / judged.latency_ms
 
-    def speed_spread(self, judged: Judged) -> float:
+    def speed_spread(self, judged: Judgement) -> float:
         """Return the spread of the speed that counts, as a share of it."""
         return judged.latency_spread if self.min_speed is None else judged.images_per_s_spread
 
-    def shortfall(self, judged: Judged) -> float:
+    def shortfall(self, judged: Judgement) -> float:
         """Return the distance of a judgement from the conditions: the sum of the lacking shares; 0 if all are met."""
         lacking = max(0.0, 1 - judged.accuracy / self.min_accuracy) if self.min_accuracy else 0.0
         too_large = 0.0 if self.max_bytes is None else max(0.0, 1 - self.max_bytes / judged.num_bytes)
         return lacking + max(0.0, 1 - self.speed_share(judged)) + too_large
 
-    def missed(self, judged: Judged) -> dict[str, str]:
+    def missed(self, judged: Judgement) -> dict[str, str]:
         """Return the amount by which each condition is missed, by its name: "accuracy", "speed" or "size"."""
         found = {}
         if not judged.accuracy > self.min_accuracy:
@@ -110,13 +110,13 @@ class Conditions:
         size = "" if self.max_bytes is None else f", at most {self.max_bytes / 1e6:g} MB"
         return f"{self.accuracy_text or f'accuracy above {self.min_accuracy:.2%}'}, {speed}{size}"
 
-    def _fast(self, judged: Judged) -> bool:
+    def _fast(self, judged: Judgement) -> bool:
         return self.speed_share(judged) > 1
 
-    def _small(self, judged: Judged) -> bool:
+    def _small(self, judged: Judgement) -> bool:
         return self.max_bytes is None or judged.num_bytes <= self.max_bytes
 
-    def _slower(self, judged: Judged) -> str:
+    def _slower(self, judged: Judgement) -> str:
         if self.min_speed is not None:
             return f"{self.min_speed - judged.images_per_s:,.0f} images/s"
         assert self.max_latency_ms is not None
@@ -128,7 +128,7 @@ class Attempt:
     """One degree that was judged."""
 
     degree: int  #: Of lightening.
-    judged: Judged
+    judged: Judgement
     verdict: Verdict
     most_left: int = 0  #: Judgements that may have to follow.
 
@@ -137,19 +137,19 @@ class Attempt:
 class Outcome:
     """How the loop ended."""
 
-    end: End  #: Why.
+    end: LoopEnd  #: Why.
     attempts: tuple[Attempt, ...]
     best: Attempt  #: The one that satisfies, or the one that lacks least.
     reason: str  #: Which condition fails, and where; for a person.
 
 
 def search(
-    judge: Callable[[int], Judged],
+    judge: Callable[[int], Judgement],
     conditions: Conditions,
     max_degree: int,
     *,
     start: int,
-    known: Mapping[int, Judged] | None = None,
+    known: Mapping[int, Judgement] | None = None,
     on_attempt: Callable[[Attempt], None] = lambda _: None,
 ) -> Outcome:
     """Find a degree that satisfies the conditions, by bisection: at most 2 + log2(max_degree + 1) judgements.
@@ -191,7 +191,7 @@ def search(
         attempts.append(attempt)
         on_attempt(attempt)
         if verdict is Verdict.SATISFIED:
-            return Outcome(end=End.SATISFIED, attempts=tuple(attempts), best=attempt, reason="all conditions hold")
+            return Outcome(end=LoopEnd.SATISFIED, attempts=tuple(attempts), best=attempt, reason="all conditions hold")
         degree = (too_slow + too_wrong) // 2
     end, reason = _why(too_slow, too_wrong, max_degree, conditions, attempts)
     best = min(attempts, key=lambda attempt: conditions.shortfall(attempt.judged))
@@ -205,18 +205,18 @@ def most_judgements(num_degrees: int) -> int:
 
 def _why(
     too_slow: int, too_wrong: int, max_degree: int, conditions: Conditions, attempts: Sequence[Attempt]
-) -> tuple[End, str]:
+) -> tuple[LoopEnd, str]:
     heavy = _heavy(next((attempt for attempt in attempts if attempt.degree == too_slow), None), conditions)
     if too_slow == too_wrong:
-        return End.CONTRADICTION, (
+        return LoopEnd.CONTRADICTION, (
             f"degree {too_slow} fails the conditions of accuracy and of {heavy}: lighter ones are less accurate still, "
             "heavier ones slower and larger still"
         )
     if too_slow == max_degree:
-        return End.NEVER_FAST, f"the condition of {heavy} fails even at degree {max_degree}, the most lightened"
+        return LoopEnd.NEVER_FAST, f"the condition of {heavy} fails even at degree {max_degree}, the most lightened"
     if too_wrong == 0:
-        return End.NEVER_ACCURATE, "the condition of accuracy fails even at degree 0, the least lightened"
-    return End.OSCILLATES, (
+        return LoopEnd.NEVER_ACCURATE, "the condition of accuracy fails even at degree 0, the least lightened"
+    return LoopEnd.OSCILLATES, (
         f"degree {too_slow} is accurate and fails the condition of {heavy}, degree {too_wrong} is light and not "
         "accurate enough, and no degree lies between them"
     )

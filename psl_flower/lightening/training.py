@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import to_device
+from psl_flower.text import OnProgress
 
 # Of the run's own peak learning rate: rounding moves weights a little, and there is no BatchNorm to hold them.
 _ROUNDING_LR_SHARE = 0.02
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class SizedTeacher(Teacher):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class LightTraining:
     """One training of a lightening."""
 
     what: str  #: Its name in progress and errors.
@@ -96,9 +95,9 @@ class LocalTrainer:
     stores: StoreSet  #: The run's images, with labels.
     opened: Sequence[PatchStore]  #: The same, open, one for each Upper.
     device: torch.device  #: Where it computes.
-    progress: Progress  #: Called as progress(what, steps done, steps in all).
+    progress: OnProgress  #: Called as progress(what, steps done, steps in all).
 
-    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+    def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place on the run's training images; return it, on the device and in eval mode.
 
         Batches, augmentation and learning rate are the run's own, without auxiliary losses. An interrupted
@@ -123,7 +122,7 @@ class LocalTrainer:
         return net.eval()
 
 
-def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, device: torch.device) -> LowerEngine:
+def lower_engine(blueprint: Blueprint, training: LightTraining, lower: nn.Module, device: torch.device) -> LowerEngine:
     """Return the Lower's engine in a training, which trains `lower` in place.
 
     `blueprint` is that of `training_config`. The Lower of the teacher, if there is one, is moved to the device.
@@ -136,7 +135,7 @@ def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, dev
     return blueprint.lower_engine(device, lower, teacher)
 
 
-def shapes_up(blueprint: Blueprint, training: Training) -> dict[int, tuple[int, int, int, int]]:
+def shapes_up(blueprint: Blueprint, training: LightTraining) -> dict[int, tuple[int, int, int, int]]:
     """Return (K, h, w, C) of what each Upper sends up: the student's smashed data, and the teacher's behind them."""
     shapes = blueprint.smashed_shapes(training.size)
     if training.teacher is None:

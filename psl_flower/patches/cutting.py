@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import DataError, GridError
 from psl_flower.patches.grid import PatchGrid
-from psl_flower.text import dims
+from psl_flower.text import OnProgress, dims
 
 SPLITS = ("train", "test")
 _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 32 << 20
 # Looked at after a refusal only; more would take long where images come from the hub.
 _LOOKED_AT = 1000
-
-Progress = Callable[[str, int, int], None]
 
 
 class Source(Protocol):
@@ -166,7 +164,7 @@ def cut(
     start: int = 0,
     orders: Mapping[str, NDArray[np.int64]] | None = None,
     room: Callable[[], int] = lambda: _CHUNK_IMAGES,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Iterator[Chunk]:
     """Yield all samples of a source, cut into patches, training images first.
 

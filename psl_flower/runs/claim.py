@@ -7,9 +7,10 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from psl_flower.errors import RunError, StoreUnreachable
+from psl_flower.errors import RunError
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.files import abandoned, disk_errors, locked
 from psl_flower.system.folders import make_private_folder
@@ -39,16 +40,13 @@ def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
     runs = run.path.parent
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_if_empty, [folder for folder in (runs, *runs.parents) if not folder.exists()])
-        try:
-            with disk_errors(runs, "made"):
-                make_private_folder(runs)
-            for left in abandoned(runs.glob(f".*{_STARTING}"), stat.S_ISREG):
-                left.unlink(missing_ok=True)
-            notice = runs / f".{run.name}{_STARTING}"
-            # Who lists runs looks at the lock for a moment.
-            stack.enter_context(locked(notice, _STARTING_PATIENCE_S))
-        except StoreUnreachable as error:
-            raise RunError(str(error) if error.__cause__ is not None else taken) from error
+        with disk_errors(runs, "made", RunError):
+            make_private_folder(runs)
+        for left in abandoned(runs.glob(f".*{_STARTING}"), stat.S_ISREG):
+            left.unlink(missing_ok=True)
+        notice = runs / f".{run.name}{_STARTING}"
+        # Who lists runs looks at the lock for a moment.
+        stack.enter_context(locked(notice, _STARTING_PATIENCE_S, RunError, lambda: taken))
         stack.callback(notice.unlink, missing_ok=True)
         if new and run.path.exists():
             raise RunError(taken)
@@ -82,8 +80,7 @@ def _remove_if_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-@contextlib.contextmanager
-def claimed(run: RunFolder) -> Iterator[None]:
+def claimed(run: RunFolder) -> AbstractContextManager[None]:
     """Hold a run's folder against other processes, until this one ends at the latest.
 
     Raises
@@ -91,16 +88,13 @@ def claimed(run: RunFolder) -> Iterator[None]:
     RunError
         If another process works on the run, whose status stays as that process wrote it; or the disk refuses.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(run.path / _FILE, _PATIENCE_S))
-        except StoreUnreachable as error:
-            if error.__cause__ is not None:  # the disk's own reason
-                raise RunError(str(error)) from error
-            status = run.read_status()
-            by = f" ({status.process})" if status is not None and status.process else ""
-            raise RunError(
-                f"run {run.name}: another process{by} is at work on it; wait for its end, or end that process, "
-                "and resume the run then"
-            ) from error
-        yield
+
+    def by_another() -> str:
+        status = run.read_status()
+        by = f" ({status.process})" if status is not None and status.process else ""
+        return (
+            f"run {run.name}: another process{by} is at work on it; wait for its end, or end that process, "
+            "and resume the run then"
+        )
+
+    return locked(run.path / _FILE, _PATIENCE_S, RunError, by_another)

@@ -28,7 +28,7 @@ from psl_flower.system.folders import make_folder
 from psl_flower.text import counted
 
 FILE = "audit.log"
-HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
+HEAD = envelope.DocumentKind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
 _LIMIT = 1 << 30
 _ATTEMPTS = 100
 

@@ -26,15 +26,15 @@ from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import envelope
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.identities import Identity, PublicIdentity, Role
-from psl_flower.sealed.labels import Reader
+from psl_flower.sealed.labels import ReaderKey
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.shares import member_of, revoked
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 
-AUTHORISATION = envelope.Kind(b"PSLAUTHR", Purpose.SIGN_AUTHORISATION, "restoration authorisation")
-ANSWER = envelope.Kind(b"PSLANSWR", Purpose.SIGN_ANSWER, "restoration answer")
+AUTHORISATION = envelope.DocumentKind(b"PSLAUTHR", Purpose.SIGN_AUTHORISATION, "restoration authorisation")
+ANSWER = envelope.DocumentKind(b"PSLANSWR", Purpose.SIGN_ANSWER, "restoration answer")
 MAX_VALID_S = 7 * 24 * 3600
 MAX_ANSWER_BYTES = 64 << 20
 MAX_AUTHORISATION_BYTES = 16 << 20
@@ -60,7 +60,7 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     store: bytes
     upper: int
     request: bytes
-    readers: tuple[Reader, ...]
+    readers: tuple[ReaderKey, ...]
     body: bytes
 
 
@@ -184,7 +184,7 @@ def answer(
     bound = (manifest.dataset, entry.store, digest(data))
     with Secret.random() as key:
         readers = tuple(
-            Reader(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), context(Purpose.ANSWER_KEY, *bound)))
+            ReaderKey(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), context(Purpose.ANSWER_KEY, *bound)))
             for p in request.recipients
         )
         body = wrap(key, patches_BKChw.tobytes(), context(Purpose.ANSWER, *bound))

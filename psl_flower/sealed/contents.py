@@ -24,7 +24,7 @@ from psl_flower.patches.cutting import Chunk, PixelSums
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import envelope
-from psl_flower.sealed.data_keys import open_root
+from psl_flower.sealed.data_keys import open_root_as_owner
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.identities import Identity
 from psl_flower.sealed.labels import LabelBook
@@ -34,7 +34,7 @@ from psl_flower.sealed.suite import Purpose, context
 from psl_flower.system.files import DISK, Disk, read_file, write_file
 
 FILE = "contents.psl"
-KIND = envelope.Kind(b"PSLCONTS", Purpose.SIGN_CONTENTS, "list of contents")
+KIND = envelope.DocumentKind(b"PSLCONTS", Purpose.SIGN_CONTENTS, "list of contents")
 DIGEST_BYTES = 16
 _BATCH = 256
 
@@ -88,7 +88,7 @@ def read_contents(out: Path, signed: SignedManifest, owner: Identity, folders: S
 
 def _from_stores(signed: SignedManifest, owner: Identity, folders: Sequence[Folder]) -> Iterator[bytes]:
     manifest = signed.manifest
-    with open_root(manifest, owner) as root:
+    with open_root_as_owner(manifest, owner) as root:
         stores = open_all(signed, list(zip(folders, manifest.stores, strict=True)), root)
     try:
         for start in range(0, manifest.num_samples, _BATCH):

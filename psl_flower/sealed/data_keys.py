@@ -26,7 +26,7 @@ def root_for_owner(root: Secret, owner: PublicIdentity, dataset: bytes, epoch: i
     return owner.seal(root.reveal(), context(Purpose.ROOT_FOR_OWNER, dataset, epoch))
 
 
-def open_root(manifest: Manifest, owner: Identity) -> Secret:
+def open_root_as_owner(manifest: Manifest, owner: Identity) -> Secret:
     """Open the root as the owner; raises KeyMismatch if this is another owner's manifest."""
     info = context(Purpose.ROOT_FOR_OWNER, manifest.dataset, manifest.epoch)
     plain = owner.expect(Role.OWNER).open(manifest.root_for_owner, info)
@@ -91,8 +91,8 @@ def open_under_root(manifest: Manifest, entry: StoreEntry, root: Secret) -> Secr
 
 
 def open_keys(manifest: Manifest, owner: Identity) -> list[Secret]:
-    """Unwrap the data keys of all stores as the owner, in order; raises KeyMismatch as `open_root`."""
-    with open_root(manifest, owner) as root:
+    """Unwrap the data keys of all stores as the owner, in order; raises KeyMismatch as `open_root_as_owner`."""
+    with open_root_as_owner(manifest, owner) as root:
         return [open_under_root(manifest, entry, root) for entry in manifest.stores]
 
 

@@ -31,7 +31,7 @@ _Document = TypeVar("_Document", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class DocumentKind:
     """A kind of signed document."""
 
     magic: bytes  #: Its first 8 bytes.
@@ -76,13 +76,13 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def sign(kind: Kind, payload: bytes, signers: Sequence[Identity]) -> bytes:
+def sign(kind: DocumentKind, payload: bytes, signers: Sequence[Identity]) -> bytes:
     """Return the signed document."""
     body = b"".join(s.public.sign_key + s.sign(kind.purpose, _signed(kind, payload)) for s in signers)
     return _HEAD.pack(kind.magic, VERSION, len(signers), len(payload)) + payload + body
 
 
-def add_signature(kind: Kind, data: bytes, signer: Identity, where: str) -> bytes:
+def add_signature(kind: DocumentKind, data: bytes, signer: Identity, where: str) -> bytes:
     """Return the document with one more signature, after checking those it has."""
     envelope = parse(kind, data, where)
     old = data[_HEAD.size + len(envelope.payload) :]
@@ -91,7 +91,7 @@ def add_signature(kind: Kind, data: bytes, signer: Identity, where: str) -> byte
     return head + envelope.payload + old + new
 
 
-def parse(kind: Kind, data: bytes, where: str) -> Envelope:
+def parse(kind: DocumentKind, data: bytes, where: str) -> Envelope:
     """Check form and signatures.
 
     Raises
@@ -127,5 +127,5 @@ def parse(kind: Kind, data: bytes, where: str) -> Envelope:
     return Envelope(payload, tuple(signers), digest(data))
 
 
-def _signed(kind: Kind, payload: bytes) -> bytes:
+def _signed(kind: DocumentKind, payload: bytes) -> bytes:
     return kind.magic + VERSION.to_bytes(2, "little") + payload

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Draft(Protocol):
+class FileDraft(Protocol):
     """A file being written."""
 
     def write(self, data: bytes) -> None:
@@ -50,7 +50,7 @@ class Folder(Protocol):
         """Return `length` bytes from each start; TruncatedFile where the file ends before."""
         ...
 
-    def draft(self, name: str) -> Draft:
+    def draft(self, name: str) -> FileDraft:
         """Begin a file."""
         ...
 

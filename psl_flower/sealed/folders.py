@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psl_flower.errors import StoreNotFound, TruncatedFile
-from psl_flower.sealed.folder import Draft, Folder
+from psl_flower.sealed.folder import FileDraft, Folder
 from psl_flower.sealed.url_folder import UrlFolder
 from psl_flower.system.files import (
     DISK,
@@ -67,7 +67,7 @@ class LocalFolder:
             raise TruncatedFile(f"{self.path / name} ends before the record that was asked for")
         return parts
 
-    def draft(self, name: str) -> Draft:
+    def draft(self, name: str) -> FileDraft:
         """See Folder."""
         return NewFile(self.path / name, mode=0o644, parents=True, disk=self._disk)
 

@@ -15,7 +15,7 @@ import msgspec
 from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import SPLITS, PixelSums, Progress, Source, cut, explain_sizes, first_image
+from psl_flower.patches.cutting import SPLITS, PixelSums, Source, cut, explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.patches.store import store_folder
 from psl_flower.sealed import data_keys, envelope
@@ -24,9 +24,9 @@ from psl_flower.sealed.contents import OnlyNew, read_contents, write_contents
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.identities import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, ManifestGrid, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.numbering import secret_orders
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch, sizes
 from psl_flower.sealed.secret import Secret
@@ -34,12 +34,13 @@ from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.suite import ID_BYTES
 from psl_flower.system.files import DISK, Disk, locked
 from psl_flower.system.folders import make_folder
+from psl_flower.text import OnProgress
 
 OnRead = Callable[[Manifest, Mapping[tuple[str, int], int]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class IngestPlan:
     """How to cut and for whom to seal; raises ConfigError if one node is to hold the stores of two Uppers."""
 
     #: (height, width) in pixels.
@@ -91,11 +92,11 @@ def ingest(
     source: Source,
     out: Path,
     owner: Identity,
-    plan: Plan,
+    plan: IngestPlan,
     *,
     places: Mapping[int, str] | None = None,
     append: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     disk: Disk = DISK,
     on_read: OnRead | None = None,
     seen: SeenBook | None = None,
@@ -110,7 +111,7 @@ def ingest(
         The owner's folder, for manifest, labels and those stores that `places` does not put elsewhere.
     owner : Identity
         Signs, and can open everything.
-    plan : Plan
+    plan : IngestPlan
         How; where images are appended, all of it is taken from the manifest.
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
@@ -139,7 +140,7 @@ def ingest(
     make_folder(out, disk=disk)
     with locked(out / LOCK_FILE):
         draft = load_draft(out, owner.public)
-        current = read_newest(out, seen, owner.public).signed if (out / manifests.FILE).exists() else None
+        current = read_newest_dataset(out, seen, owner.public).signed if (out / manifests.FILE).exists() else None
         if draft is not None and current is None:
             with opened(seen) as memory:
                 memory.check_unknown(draft.manifest.dataset, str(out))
@@ -162,7 +163,7 @@ def ingest(
                 if begun and sealing.done == (current.manifest.num_samples if current is not None else 0):
                     drop_draft(out, disk)
                 raise
-        read_newest(out, seen, owner.public)  # to remember it
+        read_newest_dataset(out, seen, owner.public)  # to remember it
         drop_draft(out, disk)
         return done
 
@@ -171,7 +172,7 @@ def _begin(
     out: Path,
     source: Source,
     owner: Identity,
-    plan: Plan,
+    plan: IngestPlan,
     append: bool,
     draft: Draft | None,
     current: SignedManifest | None,
@@ -198,7 +199,7 @@ def _seal(
     sealing: Sealing,
     folders: list[Folder],
     current: SignedManifest | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
     disk: Disk,
     on_read: OnRead | None,
 ) -> Ingested:
@@ -270,7 +271,7 @@ def _check_places(folders: list[Folder], manifest: Manifest) -> None:
                 raise _elsewhere(folder.name, store) from None
 
 
-def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draft, list[Secret]]:
+def _first_generation(source: Source, owner: Identity, plan: IngestPlan) -> tuple[Draft, list[Secret]]:
     height, width, channels = first_image(source).shape
     with explain_sizes(source):
         grid = PatchGrid(
@@ -292,7 +293,7 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
         created=envelope.now(),
         owner=str(owner.public),
         lower=str(plan.lower) if plan.lower else "",
-        grid=Grid.of(grid, channels),
+        grid=ManifestGrid.of(grid, channels),
         classes=source.class_names,
         splits=(),
         num_samples=0,
@@ -306,7 +307,7 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
     return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order), keys
 
 
-def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Draft:
+def _next_generation(current: SignedManifest, source: Source, plan: IngestPlan) -> Draft:
     if plan.margin not in (0, current.manifest.grid.margin):
         raise ConfigError(
             f"margin: {plan.margin} is given, but the dataset to append to was sealed with "
@@ -320,7 +321,7 @@ def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Dra
     return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order)
 
 
-def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: bool) -> None:
+def _check_same(draft: Draft, source: Source, plan: IngestPlan, out: Path, append: bool) -> None:
     manifest, remedy = draft.manifest, f"continue that, or remove {out / DRAFT_FILE} to discard it"
     if draft.source != source.fingerprint:
         raise SourceChanged(f"{out}: an interrupted ingest was of other images; {remedy}")

@@ -33,10 +33,10 @@ from psl_flower.text import counted
 Kind = Literal["images", "relabel", "snapshot"]
 
 FOLDER = "labels"
-KIND = envelope.Kind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
+KIND = envelope.DocumentKind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
 
 
-class Reader(Part, frozen=True, kw_only=True):
+class ReaderKey(Part, frozen=True, kw_only=True):
     """The version's key, sealed to one reader."""
 
     public: str
@@ -63,7 +63,7 @@ class Version(Part, frozen=True, kw_only=True):
     author: str
     name: str
     when: str
-    readers: tuple[Reader, ...]
+    readers: tuple[ReaderKey, ...]
     body: bytes
 
 
@@ -253,12 +253,14 @@ class LabelBook:
         number = len(chain)
         bound = context(Purpose.LABELS, manifest.dataset, number)
         plain = envelope.encode(body)
-        readers: tuple[Reader, ...] = ()
+        readers: tuple[ReaderKey, ...] = ()
         if manifest.lower:
             with Secret.random() as key:
                 info = context(Purpose.LABEL_KEY, manifest.dataset, number)
                 publics = [manifest.owner, manifest.lower, *(member.public for member in manifest.restorers)]
-                readers = tuple(Reader(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), info)) for p in publics)
+                readers = tuple(
+                    ReaderKey(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), info)) for p in publics
+                )
                 plain = wrap(key, plain, bound)
         version = Version(
             dataset=manifest.dataset,

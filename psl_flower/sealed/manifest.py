@@ -29,7 +29,7 @@ from psl_flower.system.files import read_file
 FILE = "manifest.psl"
 DRAFT_FILE = "draft.psl"
 LOCK_FILE = ".lock"
-KIND = envelope.Kind(b"PSLMANIF", Purpose.SIGN_MANIFEST, "manifest")
+KIND = envelope.DocumentKind(b"PSLMANIF", Purpose.SIGN_MANIFEST, "manifest")
 NO_PREVIOUS = bytes(32)
 # Bounds on what a manifest may make its readers allocate: pixels a side, values of a patch, samples.
 _MAX_SIDE = 1 << 20
@@ -41,7 +41,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A part of a signed document: it has these fields and no other."""
 
 
-class Grid(Part, frozen=True, kw_only=True, omit_defaults=True):
+class ManifestGrid(Part, frozen=True, kw_only=True, omit_defaults=True):
     """How the images were cut: (height, width) in pixels each, the number of channels, and the margin in pixels.
 
     A margin of 0 is left out, as manifests did that knew none: names of datasets follow from this.
@@ -55,7 +55,7 @@ class Grid(Part, frozen=True, kw_only=True, omit_defaults=True):
     margin: int = 0
 
     @classmethod
-    def of(cls, grid: PatchGrid, channels: int) -> Grid:
+    def of(cls, grid: PatchGrid, channels: int) -> ManifestGrid:
         """Return a grid as the manifest holds it."""
         return cls(
             image=grid.image_size,
@@ -151,7 +151,7 @@ class Manifest(Part, frozen=True, kw_only=True, dict=True):
     created: str
     owner: str
     lower: str
-    grid: Grid
+    grid: ManifestGrid
     assignment: tuple[int, ...]
     classes: tuple[str, ...]
     splits: tuple[SplitRange, ...]
@@ -200,7 +200,7 @@ class Manifest(Part, frozen=True, kw_only=True, dict=True):
 
     def is_dataset_of(self, description: StoreSetDescription) -> bool:
         """Whether a description is of this dataset, in this or another of its generations."""
-        grid = Grid.of(description.grid(), description.channels)
+        grid = ManifestGrid.of(description.grid(), description.channels)
         found = fingerprint_of(self.dataset, grid, description.assignment, description.num_samples)
         return found == description.fingerprint
 
@@ -302,7 +302,7 @@ def load_copy(folder: Folder, owner: PublicIdentity | None = None) -> SignedMani
     return parse(folder.read(FILE, envelope.MAX_BYTES), f"{folder.name}/{FILE}", owner)
 
 
-def fingerprint_of(dataset: bytes, grid: Grid, assignment: tuple[int, ...], num_samples: int) -> str:
+def fingerprint_of(dataset: bytes, grid: ManifestGrid, assignment: tuple[int, ...], num_samples: int) -> str:
     """Return the hex name of dataset, grid, assignment and number of samples; the same for all parties."""
     return digest(msgspec.json.encode((dataset, grid, assignment, num_samples))).hex()[:32]
 

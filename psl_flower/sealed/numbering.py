@@ -16,7 +16,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 
-from psl_flower.sealed.data_keys import open_root
+from psl_flower.sealed.data_keys import open_root_as_owner
 from psl_flower.sealed.identities import Identity
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.secret import Secret
@@ -37,7 +37,7 @@ def secret_orders(manifest: Manifest, owner: Identity, counts: Mapping[str, int]
         If this is another owner's manifest.
     """
     orders = {}
-    with open_root(manifest, owner) as root:
+    with open_root_as_owner(manifest, owner) as root:
         for split, count in counts.items():
             place = (manifest.epoch, manifest.generation, split.encode())
             with derive(root, manifest.dataset, Purpose.IMAGE_ORDER, *place) as key:

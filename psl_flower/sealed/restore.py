@@ -76,7 +76,7 @@ def restore(
         manifest.description.split_of(image)
     if seen is not None:
         seen.check(signed)
-    with shares.open_root(manifest, restorers) as root:
+    with shares.open_root_as_restorers(manifest, restorers) as root:
         stores = open_all(signed, match_all(places, manifest), root)
     try:
         log.append(signed, list({r.public: r for r in restorers}.values()), "restore", images, why, seen=seen)

@@ -17,7 +17,6 @@ import numpy as np
 
 from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import Progress
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import data_keys, envelope
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
@@ -37,13 +36,14 @@ from psl_flower.sealed.manifest import (
     segment_file,
 )
 from psl_flower.sealed.matching import match_all
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.restore import close_all, open_all
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.store import SealedStore
 from psl_flower.system.files import DISK, Disk, locked
+from psl_flower.text import OnProgress
 
 _BATCH = 256
 
@@ -67,7 +67,7 @@ def rotate(
     changes: Changes,
     *,
     delete_old: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     disk: Disk = DISK,
     seen: SeenBook | None = None,
 ) -> SignedManifest:
@@ -88,7 +88,7 @@ def rotate(
         If a store is missing or damaged.
     """
     with locked(out / LOCK_FILE):
-        current = read_newest(out, seen, owner.expect(Role.OWNER).public).signed
+        current = read_newest_dataset(out, seen, owner.expect(Role.OWNER).public).signed
         draft = load_draft(out, owner.public)
         if draft is not None and is_committed(draft, current):
             # Only what follows the commit was interrupted.
@@ -104,7 +104,7 @@ def rotate(
         # The old folders by their old Upper; who stays keeps the folder.
         old = match_all(places, current.manifest, disk)
         staying = [folder for folder, entry in old if entry.upper not in changes.drop_nodes]
-        with data_keys.open_root(current.manifest, owner) as old_root:
+        with data_keys.open_root_as_owner(current.manifest, owner) as old_root:
             stores = open_all(current, old, old_root, check_copies=False)
         try:
             draft, keys = _begin(out, owner, changes, draft, current, seen, disk)
@@ -115,7 +115,7 @@ def rotate(
                 signed = _reencrypt(sealing, stores, current.manifest.num_samples, progress)
         finally:
             close_all(stores)
-        read_newest(out, seen, owner.public)  # to remember it before what is older is removed
+        read_newest_dataset(out, seen, owner.public)  # to remember it before what is older is removed
         if delete_old:
             _delete(signed.manifest, [folder for folder, _ in old])
         drop_draft(out, disk)
@@ -140,7 +140,7 @@ def _begin(
 
 
 def _reencrypt(
-    sealing: Sealing, stores: Sequence[SealedStore], total: int, progress: Progress | None
+    sealing: Sealing, stores: Sequence[SealedStore], total: int, progress: OnProgress | None
 ) -> SignedManifest:
     sealing.save()
     while (done := sealing.done) < total:

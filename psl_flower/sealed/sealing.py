@@ -32,7 +32,7 @@ from psl_flower.sealed.segment import SegmentWriter
 from psl_flower.sealed.suite import Purpose, context
 from psl_flower.system.files import DISK, Disk, disk_errors, locked, read_file, write_file
 
-KIND = envelope.Kind(b"PSLDRAFT", Purpose.SIGN_DRAFT, "draft")
+KIND = envelope.DocumentKind(b"PSLDRAFT", Purpose.SIGN_DRAFT, "draft")
 MAX_SEGMENT_SAMPLES = 16384
 _SEGMENT_BYTES = 256 << 20
 _BLOCK_BYTES = 64 << 20

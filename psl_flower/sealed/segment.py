@@ -27,7 +27,7 @@ from psl_flower.errors import (
 )
 from psl_flower.patches.store import check_patches
 from psl_flower.sealed import merkle
-from psl_flower.sealed.folder import Draft, Folder
+from psl_flower.sealed.folder import FileDraft, Folder
 from psl_flower.sealed.header import SegmentHeader, header_bytes, segment_bytes
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, StoreEntry, segment_file
 from psl_flower.sealed.records import RecordCipher, SampleIds
@@ -74,7 +74,7 @@ class SegmentWriter:
         self._leaves: list[bytes] = []
         self._entry: SegmentEntry | None = None
         self._where = f"{folder.name}/{segment_file(manifest.epoch, segment)}"
-        self._draft: Draft = folder.draft(segment_file(manifest.epoch, segment))
+        self._draft: FileDraft = folder.draft(segment_file(manifest.epoch, segment))
         self._draft.write(self._head)
 
     def append(self, patches_BKChw: NDArray[np.uint8]) -> None:

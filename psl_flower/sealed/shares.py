@@ -94,7 +94,7 @@ def revoked(dropped: Dropped) -> RevokedRestorer:
     )
 
 
-def open_root(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:
+def open_root_as_restorers(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:
     """Put the root together from the shares of these restorers.
 
     Raises

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from psl_flower.errors import PatchServerLost, StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
-from psl_flower.sealed.folder import Draft
+from psl_flower.sealed.folder import FileDraft
 from psl_flower.sealed.listing import LISTING_BYTES, names_in
 from psl_flower.sealed.web_answers import AnswerTooLong, RedirectedElsewhere, bounded
 from psl_flower.system.files import BUFFER_BYTES
@@ -117,7 +117,7 @@ class UrlFolder:
             raise TruncatedFile(f"{self._name}/{name} ends before the record that was asked for")
         return parts
 
-    def draft(self, name: str) -> Draft:
+    def draft(self, name: str) -> FileDraft:
         """See Folder."""
         with self._translated():
             if self._scheme not in _BUCKETS:

@@ -23,7 +23,6 @@ from psl_flower.errors import (
     StaleManifest,
     StoreError,
 )
-from psl_flower.patches.cutting import Progress
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import merkle
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
@@ -36,6 +35,7 @@ from psl_flower.sealed.matching import match
 from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.segment import check_head, scan
 from psl_flower.sealed.suite import equal
+from psl_flower.text import OnProgress
 
 _MAX_NAMED = 20
 
@@ -99,7 +99,7 @@ class Report(msgspec.Struct, frozen=True):
 def verify(
     places: Sequence[str | Path],
     signed: SignedManifest,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     *,
     folder: Path | None = None,
     seen: SeenBook | None = None,
@@ -190,7 +190,7 @@ def _verify_store(
     entry: StoreEntry,
     signed: SignedManifest,
     matched: list[tuple[Folder, StoreEntry]],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> StoreReport:
     manifest, problems, records = signed.manifest, [], 0
     try:

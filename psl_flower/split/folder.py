@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.errors import AlignmentError, RunError, StoreUnreachable
+from psl_flower.errors import AlignmentError, RunError
 from psl_flower.system.files import disk_errors, locked, read_file, write_file
 
 log = logging.getLogger("psl_flower")
@@ -40,18 +40,13 @@ class TrainingFolder:
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the folder against other processes; raises RunError if another one trains here, or the disk refuses."""
-        with contextlib.ExitStack() as stack:
-            with disk_errors(self.path, "made", RunError):
-                self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(locked(self.path / _LOCK, _PATIENCE_S))
-            except StoreUnreachable as error:
-                if error.__cause__ is not None:  # the disk's own reason
-                    raise RunError(str(error)) from error
-                raise RunError(
-                    f"{self.path}: another process is training here; wait for its end, or end it (a run of Flower's: "
-                    "flwr stop RUN-ID), and run this again then"
-                ) from error
+        with disk_errors(self.path, "made", RunError):
+            self.path.mkdir(parents=True, exist_ok=True)
+        taken = (
+            f"{self.path}: another process is training here; wait for its end, or end it (a run of Flower's: "
+            "flwr stop RUN-ID), and run this again then"
+        )
+        with locked(self.path / _LOCK, _PATIENCE_S, RunError, lambda: taken):
             yield
 
     def begin(self, made_of: dict[str, Any]) -> str:

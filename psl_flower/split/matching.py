@@ -14,6 +14,7 @@ from psl_flower.split.holders import party_of, seats_of
 from psl_flower.split.private_ids import DIGEST_BYTES, Digests
 from psl_flower.split.roster import Roster
 from psl_flower.wire.node_messages import Claim
+from psl_flower.wire.plan import unpack_samples
 
 
 def digests_of(claim: Claim, who: str) -> Digests:
@@ -70,7 +71,7 @@ def rows_by_number(claim: Claim, num_samples: int, who: str) -> NDArray[np.int64
     """Return the row of each sample (N,), -1 for none, of a party that names its samples by number."""
     if len(claim.samples) != 8 * claim.num_samples:
         raise AlignmentError(f"{who}: expected a number for each of {claim.num_samples} rows")
-    numbers = np.frombuffer(claim.samples, "<i8")
+    numbers = unpack_samples(claim.samples)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() < num_samples:
         raise AlignmentError(f"{who} names sample {numbers.max()}, but there are {num_samples}, counted from 0")
     if len(np.unique(numbers)) < len(numbers):

@@ -18,20 +18,21 @@ from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import StoreError
 from psl_flower.patches.assignment import positions_by_upper
-from psl_flower.patches.cutting import PixelSums, Progress, cut, first_image
+from psl_flower.patches.cutting import PixelSums, cut, first_image
 from psl_flower.patches.store import store_folder
 from psl_flower.stores.grid_choice import grid_reason, request_grid
 from psl_flower.stores.plain import PlainStoreWriter
 from psl_flower.stores.store_set import LABELS_FILE, MANIFEST_FILE, StoreRequest, StoreSet, load_set
 from psl_flower.system.files import disk_errors, locked, write_file
 from psl_flower.system.folders import make_ignored_folder
+from psl_flower.text import OnProgress
 
-__all__ = ["Progress", "StoreRequest", "StoreSet", "ensure_stores"]
+__all__ = ["StoreRequest", "StoreSet", "ensure_stores"]
 
 _LOCK_TIMEOUT_S = 3600.0
 
 
-def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None = None) -> StoreSet:
+def ensure_stores(root: Path, request: StoreRequest, progress: OnProgress | None = None) -> StoreSet:
     """Return the set of stores for a request, which is made first if it is missing.
 
     A complete set is reused without decoding an image. An incomplete one, of an interrupted run, is removed and made
@@ -73,7 +74,7 @@ def _load(folder: Path, fingerprint: str, request: StoreRequest, *, created: boo
 
 
 def _ingest(
-    folder: Path, request: StoreRequest, source: ImageSource, fingerprint: str, progress: Progress | None
+    folder: Path, request: StoreRequest, source: ImageSource, fingerprint: str, progress: OnProgress | None
 ) -> None:
     images = request.sized(source)
     grid, channels = request_grid(folder, request, source), first_image(images).shape[2]

@@ -11,14 +11,14 @@ from psl_flower.sealed.identities import Role
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.stores.ingest import Progress, ensure_stores
+from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
 from psl_flower.stores.store_set import StoreSet, store_request, stores_root
-from psl_flower.text import expanded
+from psl_flower.text import OnProgress, expanded
 
 
 def prepare_stores(
-    config: RunConfig, progress: Progress | None = None, *, labels_version: int | None = None
+    config: RunConfig, progress: OnProgress | None = None, *, labels_version: int | None = None
 ) -> StoreSet:
     """Return the stores of a run, made first if they are missing.
 

@@ -23,19 +23,19 @@ from psl_flower.patches.assignment import assign
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.identities import PublicIdentity, Role
-from psl_flower.sealed.ingest import Plan, ingest
+from psl_flower.sealed.ingest import IngestPlan, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, DemoKeys, KeyRing, demo_keys
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
-from psl_flower.stores.ingest import Progress, lock_set
+from psl_flower.stores.ingest import lock_set
 from psl_flower.stores.store_set import StoreRequest, StoreSet
 from psl_flower.system.files import disk_errors
 from psl_flower.system.folders import make_ignored_folder
-from psl_flower.text import counted, expanded
+from psl_flower.text import OnProgress, counted, expanded
 
 
 def is_sealed_dataset(dataset: str) -> bool:
@@ -47,7 +47,7 @@ def ensure_sealed(
     root: Path,
     request: StoreRequest,
     keys: Path,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     *,
     labels_version: int | None = None,
 ) -> StoreSet:
@@ -73,7 +73,7 @@ def ensure_sealed(
     try:
         ring = KeyRing(keys)
         owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
-        signed = read_newest(folder, SeenBook(), owners[0] if owners else None).signed
+        signed = read_newest_dataset(folder, SeenBook(), owners[0] if owners else None).signed
         if owners and not is_complete(folder):
             drop_committed(folder, owners[0])
         labels = _read_labels(folder, signed, ring)
@@ -104,7 +104,7 @@ def open_sealed_dataset(
     ConfigError
         If the Lower's key is needed and is not in `keys`.
     """
-    signed = read_newest(folder, seen, keyfile.load_public(owner, Role.OWNER) if owner else None).signed
+    signed = read_newest_dataset(folder, seen, keyfile.load_public(owner, Role.OWNER) if owner else None).signed
     manifest = signed.manifest
     ring = KeyRing(keys) if keys.exists() else None
     if manifest.lower and (ring is None or ring.find(PublicIdentity.parse(manifest.lower)) is None):
@@ -118,7 +118,7 @@ def open_sealed_dataset(
     return _as_set(folder, signed, ring, labels, str(folder), manifest.description.fingerprint, created=False)
 
 
-def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
+def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: OnProgress | None) -> None:
     grid = request_grid(folder, request, source)
     num_uppers = request.num_uppers or grid.num_patches
     assign(grid, num_uppers, request.assignment)  # refuses what cannot be before a key is made
@@ -141,9 +141,9 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
         raise
 
 
-def demo_plan(request: StoreRequest, grid: PatchGrid, keys: DemoKeys) -> Plan:
+def demo_plan(request: StoreRequest, grid: PatchGrid, keys: DemoKeys) -> IngestPlan:
     """Return how a request's images are cut by a grid, and sealed under demonstration keys."""
-    return Plan(
+    return IngestPlan(
         patch_size=grid.patch_size, stride=grid.stride, nodes=keys.nodes, restorers=keys.restorers, fit=grid.fit,
         margin=grid.margin, threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
     )  # fmt: skip

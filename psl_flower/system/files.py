@@ -286,15 +286,18 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
+def locked(
+    path: Path,
+    timeout_s: float = 30.0,
+    error: type[PslError] = StoreUnreachable,
+    by_another: Callable[[], str] | None = None,
+) -> Iterator[None]:
     """Hold a lock file against other processes; after a second, say that it is waited for.
 
-    Raises
-    ------
-    StoreUnreachable
-        If another process holds it for longer than the timeout, or the lock cannot be made.
+    Raises `error` if another process holds it for longer than the timeout, in the words of `by_another`; or if the lock
+    cannot be made.
     """
-    with disk_errors(path, "locked"):
+    with disk_errors(path, "locked", error):
         # A file that can be read can be locked, so only those who may write in the folder may read it.
         shared = path.parent.exists() and path.parent.stat().st_mode & stat.S_IWGRP
         group = stat.S_IRGRP | stat.S_IWGRP if shared else 0
@@ -312,9 +315,8 @@ def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
                 )
                 lock.acquire(timeout=timeout_s - _UNSAID_S)
         except Timeout:
-            raise StoreUnreachable(
-                f"{path.parent}: another process has been at work there for {timeout_s:g} s; end it, or try again later"
-            ) from None
+            waited = f"{path.parent}: another process has been at work there for {timeout_s:g} s"
+            raise error(by_another() if by_another else f"{waited}; end it, or try again later") from None
     try:
         yield
     finally:

@@ -151,11 +151,11 @@ class Connection:
         header = parse_header(start, self.limits, self.peer)
         metadata = bytearray(header.metadata_bytes)
         yield from self._fill(memoryview(metadata))
-        envelope = parse_metadata(metadata, header, expect, self.peer)
+        parsed = parse_metadata(metadata, header, expect, self.peer)
         payload = payload_buffer(header.payload_bytes)
         yield from self._fill(payload)
         self.bytes_received += HEADER_BYTES + header.metadata_bytes + header.payload_bytes
-        return parse_payload(payload, envelope, expect, self.peer)
+        return parse_payload(payload, parsed, expect, self.peer)
 
     def draining(self) -> Steps[None]:
         """Read and discard until the peer closes."""

@@ -14,12 +14,12 @@ from psl_flower.errors import ConfigError
 from psl_flower.system.findings import Finding
 from psl_flower.text import expanded
 from psl_flower.wire.certificates import check_authority, check_exchange_certificate
-from psl_flower.wire.tls import Identity, NodeTls, ephemeral_identity
+from psl_flower.wire.tls import NodeTls, TlsIdentity, ephemeral_identity
 
 log = logging.getLogger("psl_flower")
 
 
-def endpoint_identity(address: str, *, cert: str = "", key: str = "", client_ca: str = "") -> Identity:
+def endpoint_identity(address: str, *, cert: str = "", key: str = "", client_ca: str = "") -> TlsIdentity:
     """Return the exchange endpoint's TLS identity.
 
     Parameters
@@ -73,11 +73,11 @@ def node_tls(*, ca: str = "", cert: str = "", key: str = "", allow_plaintext: bo
     )
 
 
-def _identity(cert: str, key: str, role: Literal["server", "node"], addresses: tuple[str, ...] = ()) -> Identity:
+def _identity(cert: str, key: str, role: Literal["server", "node"], addresses: tuple[str, ...] = ()) -> TlsIdentity:
     cert_path, key_path = expanded(cert, "exchange-cert"), expanded(key, "exchange-key")
     _refuse(check_exchange_certificate(cert_path, key_path, role, addresses))
     own, *chain = x509.load_pem_x509_certificates(cert_path.read_bytes())
-    return Identity(_pem([own]), key_path.read_bytes(), _pem(chain))
+    return TlsIdentity(_pem([own]), key_path.read_bytes(), _pem(chain))
 
 
 def _authority(setting: str, file: str) -> str:

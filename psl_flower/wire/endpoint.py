@@ -23,7 +23,7 @@ from psl_flower.wire.frames import Expectation, Frame, Limits
 from psl_flower.wire.gate import Gate
 from psl_flower.wire.messages import Finish, Hello, party_names
 from psl_flower.wire.tickets import TicketBook
-from psl_flower.wire.tls import Identity
+from psl_flower.wire.tls import TlsIdentity
 from psl_flower.wire.worker import Job, Outcome, Worker
 
 _END_TIMEOUT_S = 2.0
@@ -51,8 +51,8 @@ class ExchangeEndpoint:
         Port to bind; 0 takes a free one (see `port`).
     run : str
         Name of the run, which every `Hello` must give.
-    tls : Identity or None
-        Identity to serve TLS with, and whom nodes must prove themselves by (`Identity.peers_pem`); None for plaintext,
+    tls : TlsIdentity or None
+        To serve TLS with, and whom nodes must prove themselves by (`TlsIdentity.peers_pem`); None for plaintext,
         which is refused outside loopback.
     advertise : str, optional
         Host name or address given to nodes; `host` by default.
@@ -81,7 +81,7 @@ class ExchangeEndpoint:
         port: int = 0,
         *,
         run: str,
-        tls: Identity | None = None,
+        tls: TlsIdentity | None = None,
         advertise: str | None = None,
         limits: Limits | None = None,
         handshake_timeout_s: float = 10.0,
@@ -108,7 +108,7 @@ class ExchangeEndpoint:
         self.port: int = listener.getsockname()[1]
         self._gate = Gate(listener, context, self._tickets, self._let_in, handshake_timeout_s, max_pending)
 
-    def renew(self, tls: Identity) -> None:
+    def renew(self, tls: TlsIdentity) -> None:
         """Serve connections from now on with another identity; open ones stay. Announce it before they come.
 
         Raises

@@ -1,7 +1,7 @@
 """Frames: a fixed header, bounded metadata, then the raw bytes of at most one tensor. Never pickle.
 
     header    20 bytes   magic "PSLF", version u32, metadata bytes u32, payload bytes u64, all little-endian
-    metadata             MessagePack of `Envelope`: the message, codec and shape of each tensor
+    metadata             MessagePack of `FrameMetadata`: the message, codec and shape of each tensor
     payload              the tensor as its codec lays it out; its length follows from codec and shape alone
 
 A receiver reads the header and checks it (`parse_header`), reads the metadata and checks it against the
@@ -53,7 +53,7 @@ class TensorSpec(Record, frozen=True):
     shape: Shape
 
 
-class Envelope(Record, frozen=True):
+class FrameMetadata(Record, frozen=True):
     """A frame's metadata: the message and the tensors that follow it, in order."""
 
     message: Message
@@ -61,7 +61,7 @@ class Envelope(Record, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Envelope)
+_decoder = msgspec.msgpack.Decoder(FrameMetadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +183,7 @@ def parse_header(header: Bytes, limits: Limits, peer: str) -> Header:
     return Header(metadata_bytes, payload_bytes)
 
 
-def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: str) -> Envelope:
+def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: str) -> FrameMetadata:
     """Return the checked metadata; after this the payload may be allocated.
 
     Raises
@@ -195,10 +195,10 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
         A message of another type or for another step than expected.
     """
     try:
-        envelope = _decoder.decode(metadata)
+        parsed = _decoder.decode(metadata)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FrameMismatch(f"{peer}: malformed metadata: {printable(error, MAX_TEXT)}") from None
-    message = envelope.message
+    message = parsed.message
     name = f"{peer}: {type(message).__name__} frame"
     types = expect.types if isinstance(expect.types, tuple) else (expect.types,)
     ending = Failed if any(kind.goes_up for kind in types) else Abort
@@ -207,10 +207,10 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
         raise ProtocolError(f"{peer}: expected {wanted}, received {type(message).__name__}")
     if message.carries is not None and expect.step is not None and message.tensor_of != expect.step:
         raise ProtocolError(f"{name}: expected {expect.step}, received {message.tensor_of}")
-    if len(envelope.tensors) != message.num_tensors:
-        raise FrameMismatch(f"{name}: expected {message.num_tensors} tensors, received {len(envelope.tensors)}")
+    if len(parsed.tensors) != message.num_tensors:
+        raise FrameMismatch(f"{name}: expected {message.num_tensors} tensors, received {len(parsed.tensors)}")
     declared_bytes = 0
-    for spec in envelope.tensors:
+    for spec in parsed.tensors:
         _check_shape(name, spec.shape)
         if expect.codec is None or expect.shape is None:
             raise FrameMismatch(f"{name}: expected no tensor, received {_described(spec)}")
@@ -221,10 +221,10 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
         declared_bytes += get_codec(spec.codec).nbytes(spec.shape)
     if header.payload_bytes != declared_bytes:
         raise FrameMismatch(f"{name}: expected {declared_bytes} bytes of payload, received {header.payload_bytes}")
-    return envelope
+    return parsed
 
 
-def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer: str) -> Frame:
+def parse_payload(payload: Bytes, metadata: FrameMetadata, expect: Expectation, peer: str) -> Frame:
     """Return the frame; its tensor is a view of `payload` where `Codec.decode` can make one that begins aligned.
 
     Raises
@@ -232,15 +232,15 @@ def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer:
     FrameMismatch
         An int8 scale is negative or not finite, or bits of a code stand for no level.
     """
-    if not envelope.tensors:
-        return Frame(envelope.message)
-    (spec,) = envelope.tensors
+    if not metadata.tensors:
+        return Frame(metadata.message)
+    (spec,) = metadata.tensors
     try:
         tensor = get_codec(spec.codec).decode(payload, spec.shape, expect.dtype)
     except WireError as error:
         raise type(error)(f"{peer}: {error}") from None
     # Some kernels sum in another order at other alignments; torch aligns its own tensors so.
-    return Frame(envelope.message, (tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(),), spec.codec)
+    return Frame(metadata.message, (tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(),), spec.codec)
 
 
 def payload_buffer(num_bytes: int) -> memoryview:
@@ -262,8 +262,8 @@ def decode_frame(data: Bytes, expect: Expectation, limits: Limits | None = None,
     if len(view) != expected:
         raise FrameMismatch(f"{peer}: frame: expected {expected} bytes, received {len(view)}")
     body = HEADER_BYTES + header.metadata_bytes
-    envelope = parse_metadata(view[HEADER_BYTES:body], header, expect, peer)
-    return parse_payload(view[body:], envelope, expect, peer)
+    metadata = parse_metadata(view[HEADER_BYTES:body], header, expect, peer)
+    return parse_payload(view[body:], metadata, expect, peer)
 
 
 def raise_ending(frame: Frame, peer: str) -> None:
@@ -289,7 +289,7 @@ def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
     for shape in shapes:
         _check_shape(name, shape)
     try:
-        metadata = _encoder.encode(Envelope(message, tuple(TensorSpec(codec, tuple(shape)) for shape in shapes)))
+        metadata = _encoder.encode(FrameMetadata(message, tuple(TensorSpec(codec, tuple(shape)) for shape in shapes)))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
         raise FrameMismatch(f"{name}: {printable(error, MAX_TEXT)}") from None
     _check_limit(name, "metadata", len(metadata), Limits().metadata_bytes)

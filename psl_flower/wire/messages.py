@@ -31,7 +31,7 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 # Stands for the Adaptation Net where parties go by the numbers of Uppers.
 ADAPTATION = -1
 
-Party = Annotated[int, Meta(ge=ADAPTATION)]
+PartyNumber = Annotated[int, Meta(ge=ADAPTATION)]
 
 
 class _Turn(BaseMessage, frozen=True):
@@ -161,7 +161,7 @@ class Hello(BaseMessage, frozen=True, tag="hello"):
     goes_up = True
     run: Name
     node: int
-    upper: Party
+    upper: PartyNumber
     positions: Positions
     num_samples: Count
     dataset: Name

@@ -15,7 +15,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from psl_flower.wire.message_base import BaseMessage, Name, OfStep
-from psl_flower.wire.plan import Count, Packed, Plan, StepId, Weight, check_finite, check_packed
+from psl_flower.wire.plan import Count, Packed, Plan, StepId, Weight, check_finite, check_packed, unpack_samples
 
 ClassWeights = Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=65_536)]
 Positions = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
@@ -59,11 +59,11 @@ class Adapt(OfStep, frozen=True, tag="adapt", omit_defaults=True):
 
     def class_indices(self) -> NDArray[np.int64]:
         """Return the classes (B,) int64, read-only."""
-        return np.frombuffer(self.classes, dtype="<i8")
+        return unpack_samples(self.classes)
 
     def other_indices(self) -> NDArray[np.int64] | None:
         """Return the classes (B,) int64 of the samples mixed in, read-only; None without mixing."""
-        return np.frombuffer(self.others, dtype="<i8") if self.others else None
+        return unpack_samples(self.others) if self.others else None
 
     def __repr__(self) -> str:
         """Return a short form without classes."""

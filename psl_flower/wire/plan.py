@@ -57,7 +57,7 @@ class Plan(Record, frozen=True, omit_defaults=True):
 
     def sample_indices(self) -> NDArray[np.int64]:
         """Return the sample indices (B,) int64, read-only."""
-        return np.frombuffer(self.samples, dtype="<i8")
+        return unpack_samples(self.samples)
 
     def __repr__(self) -> str:
         """Return a short form, with the number of samples in place of their bytes."""
@@ -67,6 +67,11 @@ class Plan(Record, frozen=True, omit_defaults=True):
 def pack_samples(indices: ArrayLike) -> bytes:
     """Return sample indices or classes (B,) as `Plan.samples`, `Adapt.classes` and `Adapt.others` carry them."""
     return np.asarray(indices, dtype="<i8").tobytes()
+
+
+def unpack_samples(packed: bytes) -> NDArray[np.int64]:
+    """Return what `pack_samples` packed, (B,) int64, read-only."""
+    return np.frombuffer(packed, dtype="<i8")
 
 
 def pack_mask(mask_N: NDArray[np.bool_]) -> bytes:

@@ -44,7 +44,7 @@ _WRONG_SIGNATURE, _NOT_TRUSTED, _OTHER_NAME = 7, (18, 19, 20, 21), (62, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TlsIdentity:
     """Certificate and key of one end of a stream; keys are hidden from `repr` and live in memory only."""
 
     cert_pem: str  #: Its certificate.
@@ -61,11 +61,11 @@ class NodeTls:
     #: The authorities that the endpoint's certificate must come from. Empty: what the run announced is trusted alone.
     authority_pem: str = ""
     authority: str = "exchange-ca"  #: Their name in errors.
-    identity: Identity | None = None  #: The node's own, for mutual TLS.
+    identity: TlsIdentity | None = None  #: The node's own, for mutual TLS.
     allow_plaintext: bool = False  #: Permit plaintext outside loopback, if the run asks for it.
 
 
-def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Identity:
+def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> TlsIdentity:
     """Return a new self-signed ECDSA P-256 identity for the given host names and IP addresses.
 
     Nodes may connect to `hosts`, at least one: names or IPv4 or IPv6 addresses. It is valid for `valid_days` from now
@@ -96,13 +96,13 @@ def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Id
         .add_extension(key_identifier, critical=False)
     )
     certificate = builder.sign(key, hashes.SHA256())
-    return Identity(
+    return TlsIdentity(
         certificate.public_bytes(serialization.Encoding.PEM).decode(),
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 
-def server_context(identity: Identity) -> ssl.SSLContext:
+def server_context(identity: TlsIdentity) -> ssl.SSLContext:
     """Return the Lower's TLS context; nodes must show a certificate if `identity.peers_pem` names authorities.
 
     Raises
@@ -222,7 +222,7 @@ def _refusal(error: ssl.SSLCertVerificationError, trusted: str) -> str:
     return error.verify_message
 
 
-def _prove(context: ssl.SSLContext, identity: Identity) -> None:
+def _prove(context: ssl.SSLContext, identity: TlsIdentity) -> None:
     """Let a context show `identity`'s certificate."""
     try:
         with _as_file(f"{identity.cert_pem}\n{identity.chain_pem}\n".encode() + identity.key) as path:

@@ -173,9 +173,9 @@ def _fill_up(run: OperatedRun, folder: Path) -> None:
 def _undisturbed(federation: Federation, run: OperatedRun, steps: int) -> str:
     """Return the digest of the weights of the network trained in this process."""
     torch.set_num_threads(1)
-    monolith = federation.monolith(run.folder.name)
-    monolith.train(steps)
-    return _digest(monolith.net.state_dict())
+    one_process = federation.one_process(run.folder.name)
+    one_process.train(steps)
+    return _digest(one_process.net.state_dict())
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:

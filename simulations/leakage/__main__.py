@@ -16,11 +16,11 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.inference.evaluation import images_in
-from psl_flower.leakage.audit import Attacked, Audit
+from psl_flower.leakage.audit import Attacked, Attacks
 from psl_flower.leakage.complete import all_looks
 from psl_flower.leakage.images import Known, chosen_samples, most_looks
-from psl_flower.leakage.looks import Looks, Recorder
-from psl_flower.leakage.report import UNPAIRED, WEIGHTS, Finding
+from psl_flower.leakage.recording import RecordedLooks, Recorder
+from psl_flower.leakage.report import UNPAIRED, WEIGHTS, AttackFinding
 from psl_flower.leakage.smashed import smashed_bytes
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
@@ -58,7 +58,7 @@ def _trial(
     victims, auxiliary = (Known.joined(images_in(stores, samples_N, 256)) for samples_N in samples)
     most = most_looks(options.audit, sum(map(len, samples)), num_bytes)
     net, accuracy, looks = _trained(config, stores, np.concatenate(samples), most, progress)
-    attacks = Audit(description, victims, auxiliary, options.audit, progress.steps)
+    attacks = Attacks(description, victims, auxiliary, options.audit, progress.steps)
     one, unique = attacks.of_codes(net)
     joined = all_looks(attacks, net, looks, one)
     up, down = _bytes(config, description)
@@ -71,7 +71,7 @@ def _trial(
     return trial, floor or Floor(seed=seed, findings=(*attacks.of_classes().findings, *attacks.of_logits(net).findings))
 
 
-def _of_levels(attacks: Audit, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[Finding, ...]:
+def _of_levels(attacks: Attacks, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[AttackFinding, ...]:
     """Return the findings in one look of attackers of the other requested levels."""
     weights = attacks.of_weights(net, one).findings if WEIGHTS in options.levels else ()
     return weights + (attacks.of_unpaired(net).findings if UNPAIRED in options.levels else ())
@@ -79,7 +79,7 @@ def _of_levels(attacks: Audit, net: PatchSplitNet, one: Attacked, options: Optio
 
 def _trained(
     config: RunConfig, stores: StoreSet, samples_N: np.ndarray, most: int, progress: Progress
-) -> tuple[PatchSplitNet, float, Looks]:
+) -> tuple[PatchSplitNet, float, RecordedLooks]:
     """Train; return the network, its accuracy, and what its Lower received of some images."""
     task = Blueprint(config, stores.description).task(stores.labels)
     with stores.opened() as opened:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from psl_flower.leakage.report import CODES, QUERY, Finding
+from psl_flower.leakage.report import CODES, QUERY, AttackFinding
 from simulations import kept
 from simulations.leakage.cases import REFERENCE, Options
 from simulations.reports import Cells, Row
@@ -26,8 +26,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     bits: int | None  #: Of an image's codes in a look; None where they are no codes.
     unique: float  #: Share of victims whose codes no other victim has.
     #: The attacks on the finished network, and on that and what crossed the cut in all epochs together.
-    one_look: tuple[Finding, ...]
-    all_looks: tuple[Finding, ...]
+    one_look: tuple[AttackFinding, ...]
+    all_looks: tuple[AttackFinding, ...]
     looks: int  #: That were joined; of the epochs and the finished network.
     auxiliary: int  #: Images that the attacker had, of those asked.
     seconds: float  #: Of training and attacks.
@@ -37,7 +37,7 @@ class Floor(msgspec.Struct, frozen=True, kw_only=True):
     """What the same attackers rebuild without codes, for a seed: from classes, from nothing, and from logits."""
 
     seed: int
-    findings: tuple[Finding, ...]
+    findings: tuple[AttackFinding, ...]
 
 
 class Average(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,12 +172,12 @@ class Report(kept.Report, frozen=True, kw_only=True):
         )
 
 
-def best(findings: Iterable[Finding]) -> Finding:
+def best(findings: Iterable[AttackFinding]) -> AttackFinding:
     """Return the better decoder's findings with query access, by auxiliary images."""
     queried = (found for found in findings if found.knows == CODES and found.level == QUERY)
     return max(queried, key=lambda found: found.validation_ssim)
 
 
-def similarity(found: Finding) -> str:
+def similarity(found: AttackFinding) -> str:
     """Return an SSIM with its interval, as text."""
     return f"{found.ssim.mean:.3f} ({found.ssim.low:.3f} to {found.ssim.high:.3f})"

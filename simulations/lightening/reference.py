@@ -56,9 +56,9 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, progress:
     run.write_description(stores.description)
     run.write_account(stores.account)
     with stores.opened() as opened:
-        monolith = OneProcessTrainer(
+        one_process = OneProcessTrainer(
             config, stores.description, stores.labels, opened, choose_device(config.machine.device)
         )
-        monolith.train_resumably(run.path / "one-graph.pt", "training", progress.step, advice="choose a lower lr")
-    save_trained_model(run.model, monolith.net.state_dict())
-    run.write_status(Status(state="completed", step=monolith.step, total_steps=monolith.total_steps))
+        one_process.train_resumably(run.path / "one-graph.pt", "training", progress.step, advice="choose a lower lr")
+    save_trained_model(run.model, one_process.net.state_dict())
+    run.write_status(Status(state="completed", step=one_process.step, total_steps=one_process.total_steps))

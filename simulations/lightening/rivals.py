@@ -19,7 +19,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import folded
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.lightening.sizing import choose_second, cost_of
-from psl_flower.lightening.training import LocalTrainer, Training, epochs_of_run
+from psl_flower.lightening.training import LightTraining, LocalTrainer, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from simulations.lightening.judge import Artefact
@@ -54,7 +54,7 @@ class Rivals:
         files = [(self._int8(self._measured_again(cut), settings, folder / names[0]), 0.0)]
         began, epochs = time.monotonic(), settings.epochs or epochs_of_run(self._config, self._description)
         epochs += settings.rounding_epochs or max(1, epochs // 4)
-        training = Training(what="cut reference", place=folder / f"degree-{degree:03d}", size=size, epochs=epochs)
+        training = LightTraining(what="cut reference", place=folder / f"degree-{degree:03d}", size=size, epochs=epochs)
         taught = self._trainer.train(training, cut.requires_grad_(True))
         files.append((self._int8(taught.cpu(), settings, folder / names[1]), time.monotonic() - began))
         parameters, multiply_adds = cost_of(self._blueprint, size)

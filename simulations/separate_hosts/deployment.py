@@ -233,7 +233,7 @@ class Deployment:
         logs = [log for host in hosts for log in sorted(host.folder.glob("*.log"))]
         return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
 
-    def monolith(self, name: str) -> OneProcessTrainer:
+    def one_process(self, name: str) -> OneProcessTrainer:
         """Return the network of a run before its first step, in this process, with the nodes' stores."""
         from psl_flower.engine.one_process import OneProcessTrainer  # loads torch, which takes seconds
 

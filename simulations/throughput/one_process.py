@@ -132,7 +132,7 @@ def work(job: Job, tell: Tell) -> Done:
     config = RunConfig.from_mapping(job.config)
     stores = prepare_stores(config)
     with stores.opened() as opened:
-        monolith = OneProcessTrainer(
+        one_process = OneProcessTrainer(
             config, stores.description, stores.labels, opened, choose_device(config.machine.device)
         )
         built_at = time.time()
@@ -146,7 +146,7 @@ def work(job: Job, tell: Tell) -> Done:
             losses.append(loss)
             tell(step)
 
-        monolith.train(job.steps, note)
+        one_process.train(job.steps, note)
     return Done(
         imported_at=imported_at,
         built_at=built_at,

@@ -155,9 +155,9 @@ def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:
     )
     assert not stores.created
     opened = [stores.open(m) for m in range(stores.description.num_uppers)]
-    monolith = OneProcessTrainer(config, stores.description, stores.labels, opened)
-    monolith.train(num_steps)
-    return monolith.net.state_dict()
+    one_process = OneProcessTrainer(config, stores.description, stores.labels, opened)
+    one_process.train(num_steps)
+    return one_process.net.state_dict()
 
 
 def model(run: RunFolder) -> dict[str, torch.Tensor]:

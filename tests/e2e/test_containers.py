@@ -187,9 +187,9 @@ class Containers:
         )  # fmt: skip
         stores = prepare_stores(config)
         opened = [open_store(node.folder / "store", KeyRing(node.etc / "node.key")) for node in self.nodes]
-        monolith = OneProcessTrainer(config, stores.description, stores.labels, opened)
-        monolith.train(num_steps)
-        return monolith.net.state_dict()
+        one_process = OneProcessTrainer(config, stores.description, stores.labels, opened)
+        one_process.train(num_steps)
+        return one_process.net.state_dict()
 
 
 @pytest.fixture(scope="module")

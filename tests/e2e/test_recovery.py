@@ -341,8 +341,8 @@ def absences(run: RunFolder) -> list[list[int]]:
 def differing_lower(run: RunFolder, deployed: Deployment, rounds: list[list[int]]) -> list[str]:
     """Return the names of the Lower's weights that differ from one process that leaves these Uppers out of the steps."""
     found = run.checkpoints.load(run.checkpoints.steps()[-1])["lower"]
-    monolith = deployed.monolith(run.name)
+    one_process = deployed.one_process(run.name)
     for absent in rounds:
-        monolith.train(1, absent=absent)
-    wanted = monolith.net.lower.state_dict()
+        one_process.train(1, absent=absent)
+    wanted = one_process.net.lower.state_dict()
     return differing(found, wanted)

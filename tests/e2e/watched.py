@@ -125,9 +125,9 @@ class Deployment(deployment.Deployment):
 
     def oracle(self, name: str, num_steps: int) -> dict[str, torch.Tensor]:
         """Return the weights of the same network trained in this process on the nodes' stores."""
-        monolith = self.monolith(name)
-        monolith.train(num_steps)
-        return monolith.net.state_dict()
+        one_process = self.one_process(name)
+        one_process.train(num_steps)
+        return one_process.net.state_dict()
 
     def labels(self) -> NDArray[np.int64]:
         given = parse_settings([*self._settings, f"workspace={self._workspace}"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.flower import SplitLearning, client
+from psl_flower.flower import SplitLearning, node_config
 from psl_flower.seeds import derive
 from psl_flower.split import PartySide, Training, fit_local
 from psl_flower.wire.codecs import CODECS
@@ -188,7 +188,7 @@ def test_one_simulated_node_hosts_holders_that_are_averaged_and_a_party_that_is_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its streams are told different things at the same time."""
-    monkeypatch.setattr(client, "simulation_slots", lambda: 1)
+    monkeypatch.setattr(node_config, "simulation_slots", lambda: 1)
     grid = usual.PartiesGrid(averaged(ADAM), tmp_path / "state", ["one"])
     grid.config = {100: {"partition-id": 0, "num-partitions": 1}}
     options = {"transport": "stream", "workdir": tmp_path / "run", "node_timeout_s": 20.0, "average_every": 3}

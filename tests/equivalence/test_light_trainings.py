@@ -26,9 +26,9 @@ from psl_flower.lightening.local import LocalBackend
 from psl_flower.lightening.on_node import put_in_place, training_engine
 from psl_flower.lightening.quantising import folded, with_rounding
 from psl_flower.lightening.training import (
+    LightTraining,
     LocalTrainer,
     SizedTeacher,
-    Training,
     lower_engine,
     shapes_up,
     training_config,
@@ -61,8 +61,8 @@ def student(config: RunConfig, stores: StoreSet, bits: int) -> PatchSplitNet:
     return with_rounding(folded(net), bits) if bits else net
 
 
-def a_training(folder: Path, teacher: SizedTeacher | None, bits: int) -> Training:
-    return Training(what="it", place=folder, size=SIZE, epochs=1, teacher=teacher, weight_bits=bits)
+def a_training(folder: Path, teacher: SizedTeacher | None, bits: int) -> LightTraining:
+    return LightTraining(what="it", place=folder, size=SIZE, epochs=1, teacher=teacher, weight_bits=bits)
 
 
 class Parties:

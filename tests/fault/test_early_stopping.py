@@ -16,7 +16,7 @@ from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import kind_of
-from psl_flower.runs.best import load_best
+from psl_flower.runs.best_checkpoint import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from server import validation

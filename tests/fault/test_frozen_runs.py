@@ -10,7 +10,7 @@ from psl_flower.engine.looks import LookFile
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import NodeLost, PeerLost
-from psl_flower.runs.best import load_best
+from psl_flower.runs.best_checkpoint import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from tests.in_process import InProcessGrid, config_in, engines_one_by_one

@@ -135,7 +135,7 @@ def test_a_simulated_node_lost_when_the_model_is_collected_ends_the_run(
     nodes: InProcessGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody starts it again."""
-    monkeypatch.setattr("clients.upper_app.simulation_slots", lambda: 2)  # Flower's own, which asks Ray
+    monkeypatch.setattr("psl_flower.flower.node_config.simulation_slots", lambda: 2)  # Flower's own, which asks Ray
     nodes.allowed = {}
     for m, node in enumerate(nodes.config):
         nodes.config[node] = {"partition-id": m, "num-partitions": 2}

@@ -20,7 +20,7 @@ from psl_flower.wire.credentials import endpoint_identity, node_tls
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import Hello
 from psl_flower.wire.stream import connect
-from psl_flower.wire.tls import Identity, NodeTls
+from psl_flower.wire.tls import NodeTls, TlsIdentity
 from tests.authority import DAY, NOW, Authority
 
 HOST, CLIENT, SERVER = "127.0.0.1", ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -49,7 +49,7 @@ def enter(endpoint: ExchangeEndpoint, hello: Hello, own: NodeTls) -> None:
 
 def shown(paths: tuple[Path, Path], chain: str = "") -> NodeTls:
     """Return what shows a certificate as it is, unchecked by ourselves."""
-    return NodeTls(identity=Identity(paths[0].read_text(), paths[1].read_bytes(), chain))
+    return NodeTls(identity=TlsIdentity(paths[0].read_text(), paths[1].read_bytes(), chain))
 
 
 def forged(folder: Path, issuer: x509.Name, signer: ec.EllipticCurvePrivateKey | None = None) -> NodeTls:
@@ -75,7 +75,7 @@ def impostors(authority: Authority, folder: Path) -> dict[str, NodeTls]:
     assert isinstance(signs, ec.EllipticCurvePrivateKey)
     by_node = forged(folder, x509.load_pem_x509_certificate(node[0].read_bytes()).subject, signs)
     assert by_node.identity is not None
-    chained = Identity(by_node.identity.cert_pem, by_node.identity.key, node[0].read_text())
+    chained = TlsIdentity(by_node.identity.cert_pem, by_node.identity.key, node[0].read_text())
     return {
         "none": NodeTls(),
         "self-signed": forged(folder, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])),
@@ -142,7 +142,7 @@ def test_a_node_does_not_pass_for_the_lower(
         "of an authority of the same name": namesake.issue("lower", usage=SERVER),
     }
     for what, (cert, key) in wrong.items():
-        identity = Identity(cert.read_text(), key.read_bytes())
+        identity = TlsIdentity(cert.read_text(), key.read_bytes())
         with ExchangeEndpoint(HOST, run="run", tls=identity) as middle:
             for own, announced in ((trusting, endpoint.cert_pem), (NodeTls(), endpoint.cert_pem)):
                 with pytest.raises(AuthenticationError, match="its certificate is refused"):

@@ -10,7 +10,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
-from psl_flower.sealed.shares import open_root
+from psl_flower.sealed.shares import open_root_as_restorers
 from psl_flower.sealed.store import SealedStore
 from psl_flower.sealed.suite import digest
 from tests.security.sealed_bytes import HEADER, SEGMENT
@@ -62,16 +62,16 @@ def test_a_header_that_the_key_did_not_make(world: World) -> None:
 
 def test_shares(world: World) -> None:
     manifest, (alice, bob, carol) = world.signed.manifest, world.restorers
-    root = open_root(manifest, [alice, bob])
+    root = open_root_as_restorers(manifest, [alice, bob])
     for chosen in ([bob, carol], [carol, alice], [alice, bob, carol], [alice, bob, alice]):
-        assert open_root(manifest, chosen).reveal() == root.reveal()
+        assert open_root_as_restorers(manifest, chosen).reveal() == root.reveal()
     for few in ([alice], [alice, alice], []):
         with pytest.raises(errors.TooFewShares):
-            open_root(manifest, few)
+            open_root_as_restorers(manifest, few)
     with pytest.raises(errors.UnknownRestorer):
-        open_root(manifest, [alice, Identity.generate(Role.RESTORER, "eve")])
+        open_root_as_restorers(manifest, [alice, Identity.generate(Role.RESTORER, "eve")])
     with pytest.raises(errors.WrongRole, match="expected the key of a restorer, "):
-        open_root(manifest, [alice, world.owner])
+        open_root_as_restorers(manifest, [alice, world.owner])
     with pytest.raises(errors.WrongRole, match="the public key of a node, got that of an owner"):
         PublicIdentity.parse(str(world.owner.public), Role.NODE)
 
@@ -87,19 +87,19 @@ def test_wrong_shares_are_named(world: World) -> None:
     ):
         changed = (msgspec.structs.replace(members[0], share=share), *members[1:])
         with pytest.raises(error, match="alice"):
-            open_root(msgspec.structs.replace(manifest, restorers=changed), [alice, bob])
+            open_root_as_restorers(msgspec.structs.replace(manifest, restorers=changed), [alice, bob])
     moved = (msgspec.structs.replace(members[0], commitment=bytes(32)), *members[1:])
     with pytest.raises(errors.WrongShare, match="alice"):
-        open_root(msgspec.structs.replace(manifest, restorers=moved), [alice, bob])
+        open_root_as_restorers(msgspec.structs.replace(manifest, restorers=moved), [alice, bob])
 
 
 def test_a_dropped_restorer_is_refused(world: World) -> None:
     rotate(world.out, world.owner, world.places, Changes(drop_restorers=("bob",)))
     with pytest.raises(errors.RevokedRestorer, match="bob"):
-        open_root(world.signed.manifest, world.restorers[:2])
+        open_root_as_restorers(world.signed.manifest, world.restorers[:2])
     with pytest.raises(errors.RevokedRestorer, match="bob"):
         LabelBook(world.out).relabel(world.signed.manifest, world.restorers[1], [(0, 1)], "")
-    open_root(world.signed.manifest, [world.restorers[0], world.restorers[2]])
+    open_root_as_restorers(world.signed.manifest, [world.restorers[0], world.restorers[2]])
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_nothing_secret_in_files_and_errors(tmp_path: Path, caplog: pytest.LogCa
     world, source = World(tmp_path / "out"), ArraySource(30, 5, classes=3)
     world.seal(source)
     manifest = world.signed.manifest
-    root = data_keys.open_root(manifest, world.owner)
+    root = data_keys.open_root_as_owner(manifest, world.owner)
     keys = [data_keys.open_under_root(manifest, entry, root).reveal() for entry in manifest.stores]
     people = [world.owner, world.lower, *world.nodes, *world.restorers]
     secrets = [

@@ -6,7 +6,7 @@ from msgspec import convert, to_builtins
 from torch import nn
 
 from psl_flower.leakage.images import Known
-from psl_flower.leakage.report import CONSTANT, LABEL, LOGITS, Finding, Leakage
+from psl_flower.leakage.report import CONSTANT, LABEL, LOGITS, AttackFinding, Leakage
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import backbone_size
 from psl_flower.patches import PatchGrid
@@ -37,7 +37,7 @@ def network(protection=None, cut="stem"):
 
 def finding(knows, mean, first=0.0, level="", looks=1):
     """Return what an attacker found, with this mean SSIM."""
-    return Finding(
+    return AttackFinding(
         attacker="dense", knows=knows, level=level, looks=looks, ssim=(mean, mean - 0.01, mean + 0.01), psnr=(1, 1, 1),
         median_rank=2, first=first, validation_ssim=mean, epochs=3,
     )  # fmt: skip

@@ -161,6 +161,8 @@ def test_a_state_is_kept_and_found_again(node, tmp_path):
     assert torch.equal(send(again, task(1), SMASHED).tensor, there.tensor)
     with pytest.raises(RunError, match="no checkpoint of step 5"):
         again.go_to(5)
+    with pytest.raises(RunError, match="the Adaptation Net: cannot be at step 2 with what was saved after step 1"):
+        again.go_to(2, saved=1)  # no step is trained without it
     with pytest.raises(RunError, match="the checkpoint is of another network"):
         again.restore({"step": 1, "net": {}, "optimizer": {}})
 

@@ -26,7 +26,7 @@ from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Hello, Smashed, Step
 from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import connect
-from psl_flower.wire.tls import Identity, NodeTls
+from psl_flower.wire.tls import NodeTls, TlsIdentity
 from tests.authority import DAY, NOW, Authority
 
 RUN = "run-1"
@@ -59,7 +59,7 @@ def operators(authority, **options):
 def own(authority, **issued):
     """Return a node's certificate and key, as they are: unchecked, to see what the other end says of them."""
     cert, key = authority.issue("node", **{"usage": ExtendedKeyUsageOID.CLIENT_AUTH, **issued})
-    return Identity(cert.read_text(), key.read_bytes())
+    return TlsIdentity(cert.read_text(), key.read_bytes())
 
 
 def join(endpoint, node=None, upper=0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psl_flower.leakage.attack import Pairs, score, train_decoder
-from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.decoders import DECODERS, Sizes
 from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.joining import Mean, Seen, best_mean, scaled
@@ -37,7 +37,7 @@ def seen(smashed_LNPChw: torch.Tensor) -> Seen:
 @pytest.fixture(scope="module")
 def attacks(stores_for):
     chosen = AuditSettings(victims=40, auxiliary=240, epochs=6, seed=1)
-    return Audit(stores_for(settings()).description, pictures(40, seed=1), pictures(240, seed=2), chosen)
+    return Attacks(stores_for(settings()).description, pictures(40, seed=1), pictures(240, seed=2), chosen)
 
 
 def attacked(attacks, given, target):

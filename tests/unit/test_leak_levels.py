@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from psl_flower.leakage.attack import Pairs
-from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.known_weights import EVERY, STEPS, best_steps, mended
 from psl_flower.leakage.measures import ssim
 from psl_flower.leakage.report import CONSTANT, QUERY, UNPAIRED, WEIGHTS
 from psl_flower.leakage.smashed import Scaling, normalised, one_hot
-from psl_flower.leakage.unpaired import Received, substitute
+from psl_flower.leakage.unpaired import LabelledSmashed, substitute
 from psl_flower.losses import Targets, loss_parts
 from tests.engines import settings
 from tests.unit.leaks import network, pictures
@@ -25,7 +25,7 @@ def description(stores_for):
 
 @pytest.fixture(scope="module")
 def attacks(description):
-    return Audit(
+    return Attacks(
         description, pictures(40, seed=1), pictures(600, seed=2), AuditSettings(victims=40, auxiliary=600, epochs=6)
     )
 
@@ -94,7 +94,7 @@ def test_a_substitute_uses_no_weights_of_the_uppers(attacks, trained):
     known, description = attacks.auxiliary, attacks.description
     pixels, classes = normalised(known.pixels_NCHW[:70], description), one_hot(known.labels_N[:70], 10)
     with torch.no_grad():
-        received = Received(trained.smash(pixels), classes)
+        received = LabelledSmashed(trained.smash(pixels), classes)
     other = copy.deepcopy(trained)
     for parameter in other.uppers.parameters():
         parameter.data.normal_()

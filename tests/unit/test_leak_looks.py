@@ -6,7 +6,7 @@ import torch
 
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.leakage.looks import Recorder, side_by_side, spread
+from psl_flower.leakage.recording import Recorder, side_by_side, spread
 from psl_flower.leakage.replay import Threads, replay
 from tests.engines import settings
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from psl_flower.errors import ConfigError
 from psl_flower.leakage.attack import Pairs, divided, rebuild, train_decoder
-from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.complete import audit
 from psl_flower.leakage.decoders import DECODERS, Sizes
 from psl_flower.leakage.images import AuditSettings, chosen_samples, most_looks
@@ -109,7 +109,7 @@ HARD = AuditSettings(victims=60, auxiliary=800, epochs=12, seed=1)
 
 @pytest.fixture(scope="module")
 def attacks(description):
-    return Audit(description, pictures(60, seed=1), pictures(800, seed=2), HARD)
+    return Attacks(description, pictures(60, seed=1), pictures(800, seed=2), HARD)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_looks_add_up(attacks):
             protection=protection, seed=seed,
         ).eval()  # fmt: skip
 
-    few = Audit(attacks.description, pictures(40, 3), pictures(500, 4), AuditSettings(victims=40, epochs=8))
+    few = Attacks(attacks.description, pictures(40, 3), pictures(500, 4), AuditSettings(victims=40, epochs=8))
     nets = [net(k) for k in range(4)]
     one, _ = few.of_codes(nets[-1])
     given, target = (torch.stack(sent) for sent in zip(*(few.smashed(each) for each in nets), strict=True))
@@ -255,7 +255,7 @@ def test_all_looks_and_the_strongest_level_come_first():
 
 
 def test_report_and_page(attacks):
-    small = Audit(
+    small = Attacks(
         attacks.description, pictures(8, 5), pictures(40, 6), AuditSettings(victims=8, auxiliary=40, epochs=1)
     )
     report, shown = audit(small, network(Protection(name="code", size=4), "layer1"), run="<a>", bits=16)

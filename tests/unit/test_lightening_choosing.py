@@ -7,13 +7,13 @@ import pytest
 
 from psl_flower.lightening.choosing import asked_for, beats, choose, faster, standing, verdict_line
 from psl_flower.lightening.names import degree_name, float_name, title_of
-from psl_flower.lightening.search import Conditions, Judged, Verdict
+from psl_flower.lightening.search import Conditions, Judgement, Verdict
 
 ASKED = Conditions(min_accuracy=0.97, min_speed=1500.0, max_bytes=20e6)
 
 
 def model(accuracy=0.98, images_per_s=2000.0, mb=10.0, spread=0.0):
-    return Judged(
+    return Judgement(
         accuracy=accuracy, images_per_s=images_per_s, latency_ms=1000 / images_per_s, num_bytes=round(mb * 1e6),
         parameters=1, multiply_adds=1, images_per_s_spread=spread, latency_spread=spread,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from psl_flower.lightening.judging import (
 from psl_flower.lightening.method import Lightened
 from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.report import PLOT_FILES, as_json, newest, pareto, rows, write_report
-from psl_flower.lightening.search import Attempt, Conditions, End, Verdict
+from psl_flower.lightening.search import Attempt, Conditions, LoopEnd, Verdict
 from psl_flower.lightening.settings import LighteningSettings, Method
 from psl_flower.lightening.turns import measure_in_turns, needs_turns
 from psl_flower.runs.folder import RunFolder
@@ -206,7 +206,7 @@ def test_the_report_is_the_same_whenever_it_is_written(run, asked, stores_for):
     for what in ("first", "degree-001", "degree-003"):
         write_model(folder, what)
     result = Lightened(
-        folder=folder, conditions=asked, method=Method.AUTO, end=End.SATISFIED, reason="all conditions hold",
+        folder=folder, conditions=asked, method=Method.AUTO, end=LoopEnd.SATISFIED, reason="all conditions hold",
         choice=choose(folder.at_hand(), asked), closest="degree-003", third=None,
         images=images_to_judge(RunConfig(), stores_for(RunConfig.of(max_train=64, max_test=20)).description),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import RoundedInput, RoundedWeights, folded, with_rounding, without_rounding
 from psl_flower.lightening.settings import LARGEST_WEIGHT, Growth, Measure
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, scaled
-from psl_flower.lightening.training import LocalTrainer, SizedTeacher, Training, epochs_of_run
+from psl_flower.lightening.training import LightTraining, LocalTrainer, SizedTeacher, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize, backbone_size
 from psl_flower.patches import PatchGrid
@@ -237,7 +237,7 @@ def trainer(stores_for):
 
 
 def a_training(place, epochs=3, what="it", **more):
-    return Training(what=what, place=place, size=SMALL, epochs=epochs, **more)
+    return LightTraining(what=what, place=place, size=SMALL, epochs=epochs, **more)
 
 
 @pytest.mark.parametrize("rounding", [False, True])

@@ -7,14 +7,14 @@ import msgspec
 import pytest
 
 from psl_flower.errors import ConfigError
-from psl_flower.lightening.search import Conditions, End, Judged, Verdict, search
+from psl_flower.lightening.search import Conditions, Judgement, LoopEnd, Verdict, search
 from psl_flower.lightening.settings import Goals, LighteningSettings
 
 LAST = 12
 
 
 def judged(accuracy=0.9, images_per_s=1000.0, latency_ms=1.0):
-    return Judged(
+    return Judgement(
         accuracy=accuracy, images_per_s=images_per_s, latency_ms=latency_ms, num_bytes=1, parameters=1, multiply_adds=1
     )
 
@@ -59,7 +59,7 @@ def test_a_degree_that_satisfies_is_found_from_anywhere(start):
     judge = FakeJudge()
     seen = []
     outcome = search(judge, Conditions(min_accuracy=0.925, min_speed=590.0), LAST, start=start, on_attempt=seen.append)
-    assert outcome.end is End.SATISFIED
+    assert outcome.end is LoopEnd.SATISFIED
     assert outcome.best.degree in (5, 6)
     assert outcome.best is outcome.attempts[-1]
     assert [attempt.degree for attempt in outcome.attempts] == judge.asked == [attempt.degree for attempt in seen]
@@ -76,7 +76,7 @@ def test_too_large_is_lightened_more_and_the_reason_names_it():
     asked = Conditions(min_accuracy=0.945, min_speed=1.0, max_bytes=9e6)
     assert search(Sized(), asked, LAST, start=0).best.degree == 4
     found = search(Sized(), Conditions(min_accuracy=0.945, min_speed=1.0, max_bytes=8.5e6), LAST, start=0)
-    assert found.end is End.OSCILLATES
+    assert found.end is LoopEnd.OSCILLATES
     assert "degree 4 is accurate and fails the condition of size, degree 5 is light" in found.reason
     found = search(Sized(), Conditions(min_accuracy=0.1, min_speed=1e9, max_bytes=1e5), LAST, start=0)
     assert "the condition of speed and of size fails even at degree 12" in found.reason
@@ -100,17 +100,17 @@ def test_the_first_guess_may_be_right_at_once():
 
 IMPOSSIBLE = [
     # (conditions, end, degrees that must have been judged for the proof, words of the reason)
-    (Conditions(min_accuracy=0.99, min_speed=50.0), End.NEVER_ACCURATE, {0}, "accuracy fails even at degree 0"),
-    (Conditions(min_accuracy=0.5, min_speed=1300.0), End.NEVER_FAST, {LAST}, "speed fails even at degree 12"),
+    (Conditions(min_accuracy=0.99, min_speed=50.0), LoopEnd.NEVER_ACCURATE, {0}, "accuracy fails even at degree 0"),
+    (Conditions(min_accuracy=0.5, min_speed=1300.0), LoopEnd.NEVER_FAST, {LAST}, "speed fails even at degree 12"),
     (
         Conditions(min_accuracy=0.945, min_speed=500.0),
-        End.OSCILLATES,
+        LoopEnd.OSCILLATES,
         {4, 5},
         "degree 4 is accurate and fails the condition of speed",
     ),
     (
         Conditions(min_accuracy=0.925, min_speed=900.0),
-        End.CONTRADICTION,
+        LoopEnd.CONTRADICTION,
         set(),
         "fails the conditions of accuracy and of speed",
     ),
@@ -139,14 +139,14 @@ def test_what_is_found_agrees_with_trying_every_degree():
         conditions = Conditions(min_accuracy=accuracy, min_speed=float(speed))
         outcome = search(FakeJudge(), conditions, LAST, start=start)
         possible = any(conditions.verdict(FakeJudge()(k)) is Verdict.SATISFIED for k in range(LAST + 1))
-        assert (outcome.end is End.SATISFIED) == possible
+        assert (outcome.end is LoopEnd.SATISFIED) == possible
 
 
 def test_the_best_found_lacks_least():
     # Degree 6 lacks 2 of 920 images/s, degree 12 a tenth of the accuracy.
     conditions = Conditions(min_accuracy=0.949, min_speed=501.0)
     outcome = search(FakeJudge(), conditions, LAST, start=6)
-    assert outcome.end is End.OSCILLATES
+    assert outcome.end is LoopEnd.OSCILLATES
     assert outcome.best.degree == 4
     assert outcome.best.degree != outcome.attempts[0].degree
     assert conditions.shortfall(outcome.best.judged) == pytest.approx(1 / 501)
@@ -163,7 +163,7 @@ def test_noise_that_turns_the_verdict_round_still_ends():
         return judged(accuracy, speed, 1.0)
 
     outcome = search(noisy, Conditions(min_accuracy=0.5, min_speed=50.0), 1000, start=500)
-    assert outcome.end is End.OSCILLATES
+    assert outcome.end is LoopEnd.OSCILLATES
     assert len(judge.asked) <= 12
     assert {Verdict.LIGHTEN_LESS, Verdict.LIGHTEN_MORE} == {attempt.verdict for attempt in outcome.attempts}
 
@@ -198,8 +198,8 @@ def test_interrupted_in_the_middle_it_goes_on_without_judging_again(done):
 
 
 def test_one_degree_alone():
-    assert search(FakeJudge(), Conditions(min_accuracy=0.9, min_speed=1.0), 0, start=0).end is End.SATISFIED
-    assert search(FakeJudge(), Conditions(min_accuracy=0.9, min_speed=1e6), 0, start=0).end is End.NEVER_FAST
+    assert search(FakeJudge(), Conditions(min_accuracy=0.9, min_speed=1.0), 0, start=0).end is LoopEnd.SATISFIED
+    assert search(FakeJudge(), Conditions(min_accuracy=0.9, min_speed=1e6), 0, start=0).end is LoopEnd.NEVER_FAST
     with pytest.raises(ConfigError, match="degree of 0 to 3"):
         search(FakeJudge(), Conditions(min_accuracy=0.9, min_speed=1.0), 3, start=4)
 

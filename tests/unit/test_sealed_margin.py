@@ -13,7 +13,7 @@ from psl_flower.errors import ConfigError, ManifestError
 from psl_flower.patches import PatchGrid
 from psl_flower.sealed import authorisation
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.manifest import Grid, fingerprint_of, sign
+from psl_flower.sealed.manifest import ManifestGrid, fingerprint_of, sign
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.verify import verify
@@ -86,7 +86,7 @@ def test_nodes_answer_a_restoration(world: World, tmp_path: Path) -> None:
 
 
 def test_without_margin_a_manifest_is_as_before_there_were_any() -> None:
-    plain, wide = (Grid.of(GRID.with_margin(margin), 3) for margin in (0, 2))
+    plain, wide = (ManifestGrid.of(GRID.with_margin(margin), 3) for margin in (0, 2))
     known = {"image": [6, 8], "patch": [3, 4], "stride": [3, 4], "fit": "exact", "channels": 3}
     assert json.loads(msgspec.json.encode(plain)) == known
     assert json.loads(msgspec.json.encode(wide)) == known | {"margin": 2}

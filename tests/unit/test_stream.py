@@ -24,7 +24,7 @@ from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Failed, Finish, Hello, Saved, Smashed, Step
 from psl_flower.wire.plan import Plan, StepId, pack_samples
 from psl_flower.wire.stream import UpperStream, connect
-from psl_flower.wire.tls import Identity, ephemeral_identity, is_loopback
+from psl_flower.wire.tls import TlsIdentity, ephemeral_identity, is_loopback
 
 SHAPE = (2, 1, 4, 4, 3)
 RUN = "run-1"
@@ -331,7 +331,7 @@ def test_a_taken_port_is_a_clear_error() -> None:
 
 def test_the_key_is_hidden() -> None:
     identity = ephemeral_identity(["127.0.0.1", "localhost", "::1"])
-    assert "PRIVATE" not in repr(identity) and isinstance(identity, Identity)
+    assert "PRIVATE" not in repr(identity) and isinstance(identity, TlsIdentity)
     with pytest.raises(ConfigError):
         ephemeral_identity([])
 

@@ -15,7 +15,7 @@ import numpy as np
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.identities import Identity, Role
-from psl_flower.sealed.ingest import Ingested, Plan, ingest
+from psl_flower.sealed.ingest import Ingested, IngestPlan, ingest
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.store import SealedStore
 from psl_flower.system.files import DISK, Disk
@@ -81,9 +81,11 @@ class World:
         """Return the same people with another folder."""
         return replace(self, out=out)
 
-    def plan(self, patch: tuple[int, int] = (2, 2), stride: tuple[int, int] | None = None, **more: object) -> Plan:
+    def plan(
+        self, patch: tuple[int, int] = (2, 2), stride: tuple[int, int] | None = None, **more: object
+    ) -> IngestPlan:
         settings: dict[str, object] = {"lower": self.lower.public, **more}
-        return Plan(
+        return IngestPlan(
             patch_size=patch,
             stride=stride or patch,
             nodes=tuple(node.public for node in self.nodes),
@@ -95,7 +97,7 @@ class World:
     def seal(
         self,
         source: ArraySource,
-        plan: Plan | None = None,
+        plan: IngestPlan | None = None,
         *,
         append: bool = False,
         disk: Disk = DISK,

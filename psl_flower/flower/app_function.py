@@ -17,7 +17,7 @@ from typing import Any
 _KEPT = "psl_flower"
 
 
-class OfApp:
+class AppFunction:
     """A function that is pickled together with the folder of its app; called, it is that function.
 
     The function is of a module of the app; one that is in no module is pickled as it is.
@@ -30,18 +30,18 @@ class OfApp:
         """Call the function."""
         return self.function(*arguments)
 
-    def __reduce__(self) -> tuple[Callable[..., OfApp], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., AppFunction], tuple[Any, ...]]:
         """Return the pickle's constructor and arguments."""
         module = sys.modules.get(getattr(self.function, "__module__", ""))
         name = getattr(self.function, "__qualname__", "")
         file = getattr(module, "__file__", None)
         if module is None or file is None or module.__name__ == "__main__" or getattr(module, name, None) is None:
-            return OfApp, (self.function,)
+            return AppFunction, (self.function,)
         depth = module.__name__.count(".") + Path(file).name.startswith("__init__.")
         return _found, (str(Path(file).absolute().parents[depth]), module.__name__, name)
 
 
-def _found(root: str, module: str, name: str) -> OfApp:
+def _found(root: str, module: str, name: str) -> AppFunction:
     """Return a function of an app's module, whatever else is installed under that name."""
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
@@ -51,4 +51,4 @@ def _found(root: str, module: str, name: str) -> OfApp:
         if top in own and top != _KEPT and file is not None and not Path(file).is_relative_to(root):
             del sys.modules[loaded]
     importlib.invalidate_caches()
-    return OfApp(getattr(importlib.import_module(module), name))
+    return AppFunction(getattr(importlib.import_module(module), name))

@@ -19,7 +19,7 @@ from psl_flower.sealed.seen import SeenBook, opened
 
 
 @dataclass(frozen=True, slots=True)
-class Newest:
+class NewestDataset:
     """A folder's manifest, whether its owner was known before, and the labels, where a reader was named."""
 
     signed: SignedManifest
@@ -27,14 +27,14 @@ class Newest:
     labels: Labels | None
 
 
-def read_newest(
+def read_newest_dataset(
     path: Path,
     seen: SeenBook | None,
     owner: PublicIdentity | None = None,
     *,
     reader: Identity | None = None,
     whole: bool = True,
-) -> Newest:
+) -> NewestDataset:
     """Read a folder, compare it with what was seen, and remember it, in one step.
 
     `path` is the folder, or the manifest in it. `owner` is trusted, and `reader` reads the labels. With `whole` these
@@ -60,4 +60,4 @@ def read_newest(
             digests = labels.digests if labels is not None else book.digests(manifest)
             memory.check_labels(manifest.dataset, digests)
         AuditLog(folder / AUDIT_FILE).check(manifest, memory)
-    return Newest(signed, known, labels)
+    return NewestDataset(signed, known, labels)

@@ -23,7 +23,7 @@ _POOLED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looks:
+class RecordedLooks:
     """What was recorded."""
 
     smashed_LNPChw: torch.Tensor  #: float32, as the Lower received them; zeros where an epoch left an image out.
@@ -96,13 +96,13 @@ class Recorder:
             net.lower.register_forward_pre_hook(self._received), net.uppers[node].register_forward_hook(self._sent),
         ]  # fmt: skip
 
-    def finish(self) -> Looks:
+    def finish(self) -> RecordedLooks:
         """Stop listening and return what was recorded."""
         for handle in self._handles:
             handle.remove()
         _, firsts = np.unique(self._marks_EN[list(self._look_of)], axis=0, return_index=True)
         kept = torch.from_numpy(np.sort(firsts))
-        return Looks(
+        return RecordedLooks(
             smashed_LNPChw=self._smashed[kept], flipped_LN=self._flipped_LN[kept],
             gradient_LND=self._gradient[kept] if self._gradient.numel() else self._gradient,
             positions=self._positions, shown=len(np.unique(self._marks_EN, axis=0)),

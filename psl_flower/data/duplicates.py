@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from psl_flower.text import counted, printable
 
 
-class Twins:
+class Duplicates:
     """Remembers what the images of two splits, of these counts, hold, and finds those that hold the same."""
 
     def __init__(self, counts: Mapping[str, int]) -> None:

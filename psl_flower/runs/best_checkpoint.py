@@ -14,7 +14,7 @@ from psl_flower.system.records import read_record, write_record
 _FILE = "best.json"
 
 
-class Best(msgspec.Struct, frozen=True, kw_only=True):
+class BestCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     """The weights that were kept."""
 
     step: int  #: Steps that they were trained for.
@@ -24,12 +24,12 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     stopped_early: bool  #: Whether training ended before its last step, for lack of improvement.
 
 
-def save_best(run: RunFolder, best: Best) -> None:
+def save_best(run: RunFolder, best: BestCheckpoint) -> None:
     """Write best.json durably; raises RunError if the disk refuses."""
     write_record(run.path / _FILE, best, RunError)
 
 
-def load_best(run: RunFolder) -> Best | None:
+def load_best(run: RunFolder) -> BestCheckpoint | None:
     """Read best.json; None while training is not over, or without validation images.
 
     Raises
@@ -38,4 +38,4 @@ def load_best(run: RunFolder) -> Best | None:
         If the file is damaged.
     """
     path = run.path / _FILE
-    return read_record(path, Best, RunError) if path.exists() else None
+    return read_record(path, BestCheckpoint, RunError) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Questions as a node reads them and answers them (`psl_flower.wire.questions`)."""
+"""A question that an Upper node is asked, with what its handler needs (`psl_flower.wire.questions`)."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def test_the_apps_own_module_is_found(tmp_path: Path) -> None:
         (app / folder / "__init__.py").write_text("" if folder == "clients" else text)
         (app / folder / "parts.py").write_text(text)
     pickled = subprocess.run(
-        [sys.executable, "-c", "import pickle, clients.parts as c; from psl_flower.flower.of_app import OfApp; "
-         "print(pickle.dumps(OfApp(c.party)).hex())"],
+        [sys.executable, "-c", "import pickle, clients.parts as c; from psl_flower.flower.app_function import AppFunction; "
+         "print(pickle.dumps(AppFunction(c.party)).hex())"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{app}{os.pathsep}{ROOT}"}, capture_output=True, text=True,
         check=True, timeout=120,
     ).stdout.strip()  # fmt: skip
@@ -42,7 +42,7 @@ def test_the_apps_own_module_is_found(tmp_path: Path) -> None:
 def test_a_function_of_no_module_is_pickled_as_it_is() -> None:
     import cloudpickle
 
-    from psl_flower.flower.of_app import OfApp
+    from psl_flower.flower.app_function import AppFunction
 
     number = 3
-    assert pickle.loads(cloudpickle.dumps(OfApp(lambda name, context: (name, number))))("x", None) == ("x", 3)
+    assert pickle.loads(cloudpickle.dumps(AppFunction(lambda name, context: (name, number))))("x", None) == ("x", 3)

@@ -19,7 +19,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from psl_flower.flower import killed
+from psl_flower.flower import last_answer
 from psl_flower.flower.supernode import PROGRAMS, write_programs
 
 # In Python's place: as a ClientApp it writes its note, if it is to, and ends as it is told to.
@@ -66,8 +66,8 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         push_message=lambda client, reply, context: sent.append((reply, context)),
         push_task_output=lambda client, context, status, details: sent.append(status),
     )
-    monkeypatch.setattr(killed, "import_module", lambda name: fake)
-    monkeypatch.setenv(killed.NOTE, str(tmp_path / "note"))
+    monkeypatch.setattr(last_answer, "import_module", lambda name: fake)
+    monkeypatch.setenv(last_answer.NOTE, str(tmp_path / "note"))
     return sent
 
 
@@ -84,9 +84,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Message:
 def test_a_message_without_an_answer_is_answered_with_flowers_error(
     sent: list[Any], asked: Message, tmp_path: Path
 ) -> None:
-    killed.note(asked)
+    last_answer.note(asked)
     assert b"secret" not in (tmp_path / "note").read_bytes()
-    killed.answer_in_its_place("127.0.0.1:1", "token", True)
+    last_answer.answer_in_its_place("127.0.0.1:1", "token", True)
     (reply, context), status = sent
     assert reply.error.code == ErrorCode.CLIENT_APP_CRASHED and "was killed" in reply.error.reason
     assert (reply.metadata.reply_to_message_id, reply.metadata.dst_node_id) == ("m", 1)
@@ -96,9 +96,9 @@ def test_a_message_without_an_answer_is_answered_with_flowers_error(
 
 def test_what_was_answered_is_not_answered_again(sent: list[Any], asked: Message) -> None:
     """Two answers to one message would put Flower's SuperNode (1.42) one answer behind from then on."""
-    killed.note(asked)
-    killed.note(None)
-    killed.answer_in_its_place("127.0.0.1:1", "token", True)
+    last_answer.note(asked)
+    last_answer.note(None)
+    last_answer.answer_in_its_place("127.0.0.1:1", "token", True)
     assert sent == ["failed"]
 
 
