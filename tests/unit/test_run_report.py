@@ -79,9 +79,21 @@ def test_a_run_before_its_first_round_has_no_report(tmp_path, capsys):
     run, _ = make_run(tmp_path)
     (run.path / "metrics.jsonl").unlink()
     assert main(["report", "--workspace", str(tmp_path)]) == 1
+    assert "none of 1 run has completed a round yet" in capsys.readouterr().err
+    assert main(["report", "tiny", "--workspace", str(tmp_path)]) == 1
     assert "has completed no round yet" in capsys.readouterr().err
     run.append_metrics({"round": 1, "step": 2, "accuracy": None, "loss": 2.0})
     assert "Loss and accuracy" in render(Summary.of(run))
+
+
+def test_the_newest_run_with_a_round_is_reported(run, tmp_path, capsys):
+    for name in ("second", "third"):
+        started, _ = make_run(tmp_path, name)
+        (started.path / "metrics.jsonl").unlink()
+    assert main(["report", "--workspace", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["run"] == "tiny"
+    assert "third, second have completed no round yet; taking tiny, the newest run that has" in told.err
 
 
 def test_runs_side_by_side(run, tmp_path, capsys):
