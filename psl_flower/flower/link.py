@@ -205,6 +205,11 @@ class NodeLink:
             raise
         return result
 
+    def abort(self, reason: str) -> None:
+        """End the exchange over streams, from any thread; nodes that are connected are told the reason."""
+        assert self._endpoint is not None
+        self._endpoint.abort(reason)
+
     def reported_failure(self, replies: Iterable[Message]) -> NodeError | None:
         """Return the first failure that nodes report in reply to the last `stream_messages`, if any."""
         names = self._names_asked()

@@ -140,11 +140,17 @@ def ask(
     return answers
 
 
-def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], bool]) -> list[Message]:
+def tell(
+    grid: Grid,
+    messages: Iterable[Message],
+    is_over: Callable[[float], bool],
+    on_reply: Callable[[Message], None] = lambda reply: None,
+) -> list[Message]:
     """Send messages that nodes answer once they have worked together with the Lower; return the replies.
 
     `is_over` waits for the end of the Lower's work, that many seconds at most, and returns whether it has ended.
-    Replies that have not come `ANSWER_TIMEOUT_S` seconds after the end are missing.
+    `on_reply` is called with each reply as it comes: one before the end may be a node's refusal. Replies that have not
+    come `ANSWER_TIMEOUT_S` seconds after the end are missing.
     """
     # A message to a node that is not registered any more has no id, and no answer.
     sent = list(messages)
@@ -154,8 +160,10 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
 
     def all_answered() -> bool:
         if waiting:
-            replies.extend(grid.pull_messages(waiting))
-            waiting.difference_update(reply.metadata.reply_to_message_id for reply in replies)
+            for reply in grid.pull_messages(waiting.copy()):
+                replies.append(reply)
+                waiting.discard(reply.metadata.reply_to_message_id)
+                on_reply(reply)
         return not waiting
 
     simulated = is_simulation(grid)
