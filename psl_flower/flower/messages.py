@@ -125,6 +125,8 @@ def ask(
                 failed[node] = failure
                 lost.add(node)
             elif failure is not None:
+                if isinstance(failure, NodeLost):
+                    failure.nodes = (node,)
                 raise failure
             else:
                 answers[node] = received(reply, name)
@@ -132,8 +134,13 @@ def ask(
             if time.monotonic() > deadline:
                 if leave_out_lost:
                     return answers
-                silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in answers)
-                raise PeerLost(f"no answer within {timeout_s:g} s from {silent}, which may be at work on another run")
+                silent = tuple(node for node in node_of.values() if node not in answers)
+                named = ", ".join(names.get(node, str(node)) for node in silent)
+                lost_nodes = PeerLost(
+                    f"no answer within {timeout_s:g} s from {named}, which may be at work on another run"
+                )
+                lost_nodes.nodes = silent
+                raise lost_nodes
             if reminder is not None:
                 reminder.remind(node for node in node_of.values() if node not in answers and node not in lost)
             time.sleep(pause_s)

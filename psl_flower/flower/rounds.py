@@ -209,7 +209,7 @@ class RoundsStrategy(Strategy):
         def hear(reply: Message) -> None:
             # A node that refuses opens no stream, which the Lower would wait for. One that is lost may come back.
             failure = self._link.reported_failure([reply])
-            if failure is not None and not isinstance(failure, NodeLost) and not refusals:
+            if failure is not None and not isinstance(failure, NodeLost) and thread.is_alive() and not refusals:
                 refusals.append(failure)
                 self._link.abort(str(failure))
 
