@@ -310,6 +310,8 @@ class Reporter:
             log.error("%s", unwritten)
 
     def _fail(self, error: BaseException) -> None:
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # Flower's handler of signals ends the process so
+            error = RunError("a signal, or Flower, has ended the server's process")
         if not isinstance(error, PslError):
             self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")
             return

@@ -99,7 +99,7 @@ def _about(run: Summary) -> str:
     return (
         f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
         f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches on {description.num_uppers} nodes. "
-        f"State: {run.state}."
+        f"State: {run.state}{f': {run.reason}' if run.reason else ''}."
     )
 
 
