@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register, take_step
+from psl_flower.flower.messages import quiet_requests
 from psl_flower.flower.node_config import is_simulated, own_setting, own_tls, simulation_slots, state_root
 from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
@@ -40,6 +41,7 @@ def split_client(party: MakeParty) -> ClientApp:
         if it has the labels, or both as a tuple. It is called again for each round or message, under the seed of the
         party, so the weights that it draws are the same each time.
     """
+    quiet_requests()
     app, make = ClientApp(), OfApp(party)
 
     def stream(question: questions.OpenStreams, received: Received, context: Context) -> Parcel:

@@ -44,6 +44,13 @@ REMIND_AFTER_S = 75.0
 log = logging.getLogger("psl_flower")
 
 
+def quiet_requests() -> None:
+    """Let the client of Flower's requests log no line for each of them at INFO, unless its level was set already."""
+    requests = logging.getLogger("httpx")
+    if requests.level == logging.NOTSET:
+        requests.setLevel(logging.WARNING)
+
+
 def is_simulation(grid: Grid) -> bool:
     """Return True if the grid is that of Flower's simulation, which alone has a pull interval."""
     return hasattr(grid, "pull_interval")
