@@ -138,7 +138,9 @@ class AuthenticationError(ProtocolError):
 
 
 class PeerLost(ProtocolError):
-    """The connection ended or its deadline passed."""
+    """The connection ended or its deadline passed; `nodes` are Flower's ids of those that are silent, where known."""
+
+    nodes: tuple[int, ...] = ()
 
 
 class NodeError(PslError):
@@ -151,7 +153,9 @@ class NodeError(PslError):
 
 
 class NodeLost(NodeError):
-    """A node, its process or its patch server is gone; it may come back."""
+    """A node, its process or its patch server is gone; it may come back. `nodes` is Flower's id of it, where known."""
+
+    nodes: tuple[int, ...] = ()
 
 
 class PositionError(PslError):
@@ -159,7 +163,9 @@ class PositionError(PslError):
 
 
 class PositionMissing(PositionError):
-    """Nodes that are needed have not come up, or are gone; they may still come."""
+    """Nodes that are needed have not come up, or are gone; they may still come. `uppers` are theirs; empty for all."""
+
+    uppers: tuple[int, ...] = ()
 
 
 class AlignmentError(PslError):

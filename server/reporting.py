@@ -22,6 +22,7 @@ from psl_flower.kinds import HowToContinue
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.runs.tracking import Tracking
 from psl_flower.text import counted, duration, printable
+from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
 from server.round_metrics import measured
 from server.run_log import set_up_log
@@ -66,7 +67,7 @@ class Reporter:
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: EventFiles | None = None
         self.tracking = Tracking()
-        self._about = self._what = ""
+        self._about = self._what = self._hosts = ""
         self._scores: Scores | None = None
         self._class_names: tuple[str, ...] = ()
         self._bytes = (0, 0)
@@ -127,6 +128,10 @@ class Reporter:
             log.info("%s", about)
         if placement.note:
             log.warning("%s", placement.note)
+        hosts = "; ".join(f"{placement.names[node]}: {_parties(m)}" for node, m in placement.parties.items())
+        if not placement.simulated and hosts != self._hosts:
+            self._hosts = hosts
+            log.info("%s", hosts)
         absent = ", ".join(map(str, placement.absent))
         self._began = time.monotonic()
         self.say(
@@ -305,6 +310,8 @@ class Reporter:
             log.error("%s", unwritten)
 
     def _fail(self, error: BaseException) -> None:
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # Flower's handler of signals ends the process so
+            error = RunError("a signal, or Flower, has ended the server's process")
         if not isinstance(error, PslError):
             self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")
             return
@@ -369,6 +376,12 @@ class Reporter:
 
     def _change(self, **changes: object) -> None:
         self._status = msgspec.structs.replace(self._status, **changes)
+
+
+def _parties(hosted: Sequence[int]) -> str:
+    """Return what a node hosts, for people."""
+    uppers = [str(m) for m in hosted if m != ADAPTATION]
+    return f"Upper {', '.join(uppers)}" if uppers else "the Adaptation Net"
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from psl_flower.runs.folder import LOG_FILE
+
 log = logging.getLogger("psl_flower")
 
 
@@ -14,6 +16,6 @@ def set_up_log(run: Path) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [*flower.handlers]
-    file = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    file = logging.FileHandler(run / LOG_FILE, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)

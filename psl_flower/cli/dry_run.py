@@ -49,7 +49,8 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     blueprint.augmentation()  # which the images may not fit
     report = {"run": work.folder.name, "folder": str(work.folder.path), "device": str(device)}
     report |= _report(blueprint, planned, nodes)
-    tell(report, _lines(report, config.network, planned.account, (planned.grid_reason, note)), as_json)
+    notes = (planned.grid_reason, planned.sizes_note, note)
+    tell(report, _lines(report, config.network, planned.account, notes), as_json)
 
 
 def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[str, Any]:

@@ -74,7 +74,10 @@ def _names(given: list[str]) -> list[str]:
 def _tell(freed: dict[str, int], done: str, as_json: bool) -> None:
     from rich.filesize import decimal
 
-    lines = [f"{name}: {decimal(size)} {done}" for name, size in freed.items()]
-    if len(freed) != 1:
+    nothing = "nothing to prune: it has no older checkpoints" if done == "freed" else f"0 bytes {done}"
+    lines = [f"{name}: {decimal(size)} {done}" if size else f"{name}: {nothing}" for name, size in freed.items()]
+    if not freed:
+        lines = ["nothing to prune: no run has ended"]
+    elif len(freed) > 1:
         lines.append(f"{counted(len(freed), 'run')}: {decimal(sum(freed.values()))}")
     tell({"runs": freed, "bytes": sum(freed.values())}, lines, as_json)

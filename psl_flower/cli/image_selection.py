@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.config import default_workspace
+from psl_flower.config.fields import RUN_NAME
 from psl_flower.errors import ConfigError
+from psl_flower.runs.folder import open_run
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.mistakes import Mistake, check_dataset, mistakes
 from psl_flower.sealed.export import Caption
 from psl_flower.sealed.manifest import Manifest
+from psl_flower.text import expanded
 
 
 def images_asked(
     manifest: Manifest,
     image: Sequence[str],
-    wrong_only: Path | None,
+    wrong_only: str,
     split: str,
     limit: int,
     labels_N: NDArray[np.int64] | None,
 ) -> dict[int, Mistake | None]:
     """Return the images named, or those that a run got wrong, with its mistake.
 
+    `wrong_only` is the run's folder, or its name in the workspace; empty for none.
+
     Raises
     ------
     ConfigError
         If both are given, or none.
     OtherDataset, RunError
-        If the run was on another dataset, or its predictions cannot be used.
+        If there is no such run, it was on another dataset, or its predictions cannot be used.
     """
-    if bool(image) == (wrong_only is not None):
+    if bool(image) == bool(wrong_only):
         raise ConfigError("name the images with --image, or a run with --wrong-only; one of the two")
-    if wrong_only is None:
+    if not wrong_only:
         return dict.fromkeys(parse_images(image, manifest.description))
-    check_dataset(wrong_only, manifest)
-    return {found.image: found for found in mistakes(wrong_only, split=split, limit=limit, labels_N=labels_N)}
+    run = _run_folder(wrong_only)
+    check_dataset(run, manifest)
+    return {found.image: found for found in mistakes(run, split=split, limit=limit, labels_N=labels_N)}
+
+
+def _run_folder(given: str) -> Path:
+    """Return the path given if something is there, or if it cannot be a name; else the folder of the run named so."""
+    path = expanded(given, "--wrong-only")
+    if path.exists() or not re.fullmatch(RUN_NAME.pattern, given):
+        return path
+    return open_run(default_workspace(), given).path
 
 
 def image_name(manifest: Manifest, image: int) -> str:

@@ -187,7 +187,8 @@ def _seal(
     def note_account(draft: Manifest, known: Mapping[tuple[str, int], int]) -> None:
         nonlocal account
         account = sized.account().without(known)
-        account.save(base / account_file(draft.generation))
+        if not append or any(split.count for split in account.splits):
+            account.save(base / account_file(draft.generation))
 
     with Progress(enabled=progress) as display:
         done = do_ingest(
@@ -254,6 +255,10 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
             f"{report['relabelled']} of those sealed before {have} another class here ({', '.join(here)}{more}): "
             "psl relabel corrects labels"
         )
+    if report["known"] and not report["added"] and not report["resumed"]:
+        sealed = f"all {report['known']} images were" if report["known"] > 1 else "the image was"
+        yield f"nothing new: {sealed} sealed before; the dataset stays as it is, generation {manifest.generation}"
+        return
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
     yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"

@@ -99,10 +99,17 @@ def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str,
     return sizes, firsts, problems
 
 
+def _kind_of(problem: str) -> str:
+    """Return a problem without what names its image."""
+    from psl_flower.data.image_folder import PASS_BY
+
+    return problem.partition(": ")[2].partition(PASS_BY)[0]
+
+
 def _about_problems(problems: list[str]) -> Iterator[str]:
     """Yield each fault once, with the first image that has it and the number of others."""
-    alike = Counter(problem.partition(": ")[2] for problem in problems)
-    first = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
+    alike = Counter(map(_kind_of, problems))
+    first = {_kind_of(problem): problem for problem in reversed(problems)}
     for what, count in alike.most_common(_SHOWN):
         yield first[what] + (f" (and {counted(count - 1, 'other image')})" if count > 1 else "")
 

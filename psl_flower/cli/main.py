@@ -95,7 +95,7 @@ def _empty() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit status, see `exit_status`, or 143 (SIGTERM).
+    """Run the program and return its exit status, see `exit_status`, or 128 and a signal's number.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from psl_flower.cli.completion import run_names
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, percent, print_table, tell
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, say, tell
 from psl_flower.errors import ConfigError
 from psl_flower.text import duration
 
@@ -27,12 +27,22 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page of a run: curves, confusion matrix, surest mistakes, who saw what, and how to repeat it."""
+    from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
+    from psl_flower.runs.choosing import choose_reported
+    from psl_flower.runs.folder import open_run
     from psl_flower.runs.page import render
     from psl_flower.runs.summary import Summary
     from psl_flower.system.files import write_file
 
-    folder = find_run(name, workspace, run, with_model=False)
+    place, named = default_workspace(workspace), run_named(name, run)
+    folder, skipped = (open_run(place, named), []) if named else choose_reported(place)
+    if skipped:
+        have = "have" if len(skipped) > 1 else "has"
+        say(
+            f"note: {', '.join(skipped)} {have} completed no round yet; taking {folder.name}, the newest run that has",
+            err=True,
+        )
     path = out or folder.path / "report.html"
     write_file(path, render(Summary.of(folder)).encode(), RunError)
     tell({"run": folder.name, "file": str(path)}, [f"{path}: the report of run {folder.name}"], as_json)

@@ -16,6 +16,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from psl_flower.cli.completion import run_names
 from psl_flower.cli.image_selection import captions, class_name, image_name, images_asked
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.terminal import (
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
 
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
 _Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]
-_WrongOnly = Annotated[Path | None, typer.Option(help="Run folder: the images that it got wrong.")]
+_WrongOnly = Annotated[
+    str,
+    typer.Option(
+        metavar="RUN", help="Name of a run, or its folder: the images that it got wrong.", autocompletion=run_names
+    ),
+]
 _Split = Annotated[str, typer.Option(help="With --wrong-only: only train or test.")]
 _Limit = Annotated[int, typer.Option(min=0, help="With --wrong-only: largest number of images; 0: all.")]
 _Why = Annotated[str, typer.Option(help="Reason, for the audit log.")]
@@ -59,7 +65,7 @@ def restore(
         list[str] | None, typer.Option(help="All stores (default: those beside the manifest); repeatable.")
     ] = None,
     image: _Image = None,
-    wrong_only: _WrongOnly = None,
+    wrong_only: _WrongOnly = "",
     split: _Split = "",
     limit: _Limit = 0,
     request: Annotated[
@@ -136,7 +142,7 @@ def authorise(
     identity: Annotated[list[Path], typer.Option(help="Private key file of a restorer who signs; repeatable.")],
     out: Annotated[Path, typer.Option("--out", help="File for the authorisation; new.")],
     image: _Image = None,
-    wrong_only: _WrongOnly = None,
+    wrong_only: _WrongOnly = "",
     split: _Split = "",
     limit: _Limit = 0,
     recipient: Annotated[

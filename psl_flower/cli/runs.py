@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from psl_flower.cli.output import Json, Workspace, percent, print_table, say
+from psl_flower.text import cut
 
 if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
 
 
+# Most characters of a reason; the run's log has all of it.
+_REASON = 300
+
+
 def runs(workspace: Workspace = "", as_json: Json = False) -> None:
-    """List the runs of a workspace, oldest first, with the disk space that each takes."""
+    """List the runs of a workspace, oldest first, with the disk space that each takes, and why runs failed."""
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
     from psl_flower.runs.claim import starts
@@ -38,6 +43,9 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
         return
     rows = [("run", "state", "step", "accuracy", "model", "size", "last sign of life"), *map(_run_row, found)]
     print_table(rows)
+    for run in found:
+        if run["reason"]:
+            say(f"{run['run']} {run['state']}: {cut(run['reason'], _REASON)}")
 
 
 def _describe(folder: RunFolder, since: float | None = None) -> dict[str, Any]:
@@ -57,6 +65,7 @@ def _describe(folder: RunFolder, since: float | None = None) -> dict[str, Any]:
         "run": folder.name,
         "state": status.shown if status else "unknown",
         "message": status.message if status else "",
+        "reason": status.reason if status else "",
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,
         "accuracy": accuracy,

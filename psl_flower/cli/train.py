@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -65,7 +66,7 @@ def train(
     `psl settings` lists what KEY=VALUE can be, with defaults: dataset=digits, rounds=5, patch-size=8x8, ...
 
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
-    the same, but abort the step if it takes longer than a few seconds.
+    the same, but abort the step if it takes longer than a few seconds. The exit code is then 130 (Ctrl-C), 143 or 129.
     """
     given, kind = read_settings(settings or [], config, workspace)
     if dry:
@@ -74,11 +75,11 @@ def train(
         dry_run(kind, nodes, as_json)
         return
     if (finished := kind.finished()) is not None:
-        _report(kind.find().folder, finished, "finished:completed", as_json)
+        _report(_Ending(kind.find().folder, finished, "finished:completed"), as_json)
         return
     began = time.monotonic()
-    run, status, verdict = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
-    _report(run, status, verdict, as_json, time.monotonic() - began if kind.trains else None)
+    ending = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
+    _report(ending, as_json, time.monotonic() - began if kind.trains else None)
 
 
 def read_settings(settings: list[str], file: str = "", workspace: str = "") -> tuple[dict[str, object], Kind]:
@@ -107,10 +108,8 @@ def read_settings(settings: list[str], file: str = "", workspace: str = "") -> t
     return given, kind
 
 
-def run_to_end(
-    given: dict[str, object], kind: Kind, *, nodes: int = 0, retries: int = 0, app: str = ""
-) -> tuple[RunFolder, Status, str]:
-    """Start Flower and a run, and show how it goes; return its folder, its last status, and how Flower ended it.
+def run_to_end(given: dict[str, object], kind: Kind, *, nodes: int = 0, retries: int = 0, app: str = "") -> _Ending:
+    """Start Flower and a run, show how it goes, and return how it ended.
 
     `given` are the settings to pass on, by their kebab-case keys; `nodes` are simulated, 0 for what fits. A run that
     fails starts again from its last checkpoint, `retries` times at most, not counting failures that come with a leap of
@@ -143,13 +142,13 @@ def run_to_end(
             name = str(error) if isinstance(error, Terminated) else "Ctrl-C"
             if attempt.watch is not None:
                 say(attempt.watch.note_end("stopped", f"ended at once by {name}").message, err=True)
-            raise typer.Exit(_SIGNALLED + getattr(error, "number", signal.SIGINT)) from None
+            raise typer.Exit(_SIGNALLED + _number(error)) from None
         run = attempt.folder
         assert run is not None  # it has ended
         done = status.state == "completed" and verdict.endswith("completed")
         leapt = clock.ahead_s() > _LEAP_S
         if done or status.state == "stopped" or not (retries or leapt) or not kind.how_to_continue(run, True):
-            return run, status, verdict
+            return _Ending(run, status, verdict, attempt.signalled)
         retries -= not leapt
         why = _leap(clock.ahead_s()) if leapt else f"{RESTARTING}, {counted(retries, 'retry')} left"
         say(f"{status.message}; {why}", err=True)
@@ -177,6 +176,16 @@ def check_machine(kind: Kind) -> None:
         choose_device(asked)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a run ended."""
+
+    run: RunFolder
+    status: Status  #: Its last.
+    verdict: str  #: Flower's.
+    signalled: int = 0  #: The signal that this command passed on as a request to stop; 0 for none.
+
+
 class _Attempt:
     """Start a new SuperLink and one run: the old SuperLink may have made the last attempt fail.
 
@@ -186,12 +195,15 @@ class _Attempt:
         The run's, once it is chosen.
     watch : Watch or None
         Looks after the run, once it is about to start.
+    signalled : int
+        The signal that asked this command to stop; 0 before.
     """
 
     def __init__(self, given: dict[str, object], kind: Kind) -> None:
         self._given, self._kind = given, kind
         self.folder: RunFolder | None = None
         self.watch: Watch | None = None
+        self.signalled = 0
 
     def run(self, app: Path, nodes: int) -> tuple[Status, str]:
         """Start it and show how it goes; return its last status, and how Flower ended it."""
@@ -217,15 +229,15 @@ class _Attempt:
                 superlink, app, self._given, kind, work, num_uppers, nodes,
                 waiting=lambda: follower.waiting(_STARTING, "flwr run to hand over the app"),
             )  # fmt: skip
-            status = _follow(watch, run, follower, kind.unit)
+            status, self.signalled = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             if not (status.state == "completed" and verdict.endswith("completed")) and run.path.is_dir():
                 shutil.copyfile(superlink.log, run.path / "flower.log")
             return status, verdict
 
 
-def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:
-    """Show the run's status until it ends; return the last one.
+def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> tuple[Status, int]:
+    """Show the run's status until it ends; return the last one, and the signal that asked for the end or 0.
 
     Ctrl-C lets it end after the current `unit`, a second one at once; SIGTERM and SIGHUP wait for it only briefly.
     """
@@ -242,7 +254,7 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
                 follower.follow(status, run)
                 # Nothing is lost with processes that have yet to end, and the sender of SIGTERM does not wait for them.
                 if over or (status.ended and isinstance(asked, Terminated)):
-                    return status
+                    return status, 0 if asked is None else _number(asked)
             time.sleep(_POLL_S)
         except KeyboardInterrupt as interrupt:
             if asked is not None or not run.path.exists():
@@ -258,9 +270,14 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
             raise asked
 
 
-def _report(run: RunFolder, status: Status, verdict: str, as_json: bool, seconds: float | None = None) -> None:
+def _number(interrupt: KeyboardInterrupt) -> int:
+    """Return the number of the signal behind an interruption."""
+    return int(getattr(interrupt, "number", signal.SIGINT))
+
+
+def _report(ending: _Ending, as_json: bool, seconds: float | None = None) -> None:
     """Print how a run ended; with `seconds`, for a person at a terminal, as a table."""
-    problem = _failure(run, status, verdict)
+    run, status, problem = ending.run, ending.status, _failure(ending)
     done = problem is None
     if as_json:
         report = {
@@ -279,30 +296,31 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool, seconds
     elif done:
         say(status.message)
     if status.state == "stopped":
-        _end_stopped(status, quiet=as_json)
+        _end_stopped(ending, quiet=as_json)
     if problem is not None:
         raise problem
 
 
 def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
     """Let a run go to its end, as `run_to_end`, and return its folder; raises RunError unless it has completed."""
-    run, status, verdict = run_to_end(given, kind, nodes=nodes)
-    if status.state == "stopped":
-        _end_stopped(status)
-    if (problem := _failure(run, status, verdict)) is not None:
+    ending = run_to_end(given, kind, nodes=nodes)
+    if ending.status.state == "stopped":
+        _end_stopped(ending)
+    if (problem := _failure(ending)) is not None:
         raise problem
-    return run
+    return ending.run
 
 
-def _end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
-    """Report that a run stopped as the user asked, and exit with 1, since the work is not done."""
+def _end_stopped(ending: _Ending, *, quiet: bool = False) -> NoReturn:
+    """Report that a run stopped as asked, and exit: as after the signal, or with 1 if the file "stop" asked for it."""
     if not quiet:
-        say(status.message, err=True)
-    raise typer.Exit(1)
+        say(ending.status.message, err=True)
+    raise typer.Exit(_SIGNALLED + ending.signalled if ending.signalled else 1)
 
 
-def _failure(run: RunFolder, status: Status, verdict: str) -> RunError | None:
+def _failure(ending: _Ending) -> RunError | None:
     """Return why a run has not completed; None if it has."""
+    run, status, verdict = ending.run, ending.status, ending.verdict
     message = status.message.removeprefix("error: ")
     if status.state == "completed":
         if verdict.endswith("completed"):

@@ -20,10 +20,12 @@ from psl_flower.data.layout import Layout
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder
 from psl_flower.data.splits import choose_splits
-from psl_flower.errors import DataError
+from psl_flower.errors import CorruptImage, DataError
 from psl_flower.text import counted, printable
 
 _HEIC = " (HEIC: install the extra instead, pip install 'psl-flower[heif]')"
+# Ends an error about one image, before its path as the setting takes it.
+PASS_BY = "; to pass it by: leave-out="
 NOT_CHOSEN = "in a split that is neither trained nor tested on"
 
 
@@ -116,7 +118,11 @@ def _raw_split(name: str, root: Path, files: list[tuple[str, str]], class_names:
         for row in rows_R.tolist():
             path = os.path.join(root, files[row][0])
             where = f"image {row} of split {printable(name)!r} ({printable(path)})"
-            yield decoder.file(read_image_file(path, where), where)
+            try:
+                image_HWC = decoder.file(read_image_file(path, where), where)
+            except CorruptImage as error:
+                raise CorruptImage(f"{error}{PASS_BY}{printable(files[row][0])}") from error
+            yield image_HWC
 
     labels_N = np.array([index[label] for _, label in files], np.int64)
     return RawSplit(name=name, labels_N=labels_N, images=images, path=lambda row: printable(files[row][0]))

@@ -352,6 +352,25 @@ class NamingDecoder(Decoder):
         return np.zeros((1, 1, 1), np.uint8)
 
 
+class SizeDecoder(Decoder):
+    """Reads the size of image files from their headers: its images have the height and width, and no pixels."""
+
+    def _decode(self, encoded: bytes, where: str) -> Pixels:
+        if is_heif(encoded):
+            can_read_heif()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with self._open(encoded) as image:
+                width, height = image.size
+                turn = _UPRIGHT.get(self._orientation(image, where))
+        if turn is not None and turn[0] != bool(turn[1] % 2):
+            height, width = width, height
+        return np.broadcast_to(np.uint8(0), (height, width, 1))
+
+    def _finish(self, values_HWC: NDArray[Any], kind: PixelKind, where: str) -> Pixels:
+        return np.zeros(values_HWC.shape, np.uint8)
+
+
 def _what_is_wrong(encoded: bytes, error: Exception) -> str:
     if not encoded:
         return "is empty; replace the image or leave it out"

@@ -25,7 +25,7 @@ from psl_flower.data.duplicates import Duplicates
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.data.local_folder import content_of, list_dataset, read_folder
 from psl_flower.data.options import SourceOptions
-from psl_flower.data.pixels import Decoder, NamingDecoder, Survey
+from psl_flower.data.pixels import Decoder, NamingDecoder, SizeDecoder, Survey
 from psl_flower.errors import DataError, DatasetNotFound
 from psl_flower.seeds import evenly_spaced
 from psl_flower.text import counted, did_you_mean_folder, expanded, printable
@@ -140,6 +140,18 @@ class ImageSource:
         part = self._part(split)
         places = evenly_spaced(len(part.rows_N), most)
         yield from part.raw.images(part.rows_N[places], self._decoder)
+
+    def sizes(self, split: str, most: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield (number in the split, (height, width)) of at most `most` samples, evenly spaced over it.
+
+        Of image files the headers are read alone, so one that is damaged further on is not noticed; raises what
+        `samples` does.
+        """
+        part = self._part(split)
+        places = evenly_spaced(len(part.rows_N), most)
+        images = part.raw.images(part.rows_N[places], SizeDecoder())
+        for place, image_HWC in zip(places.tolist(), images, strict=True):
+            yield place, (image_HWC.shape[0], image_HWC.shape[1])
 
     def decoded(self, split: str, places: Iterable[int]) -> Iterator[DecodedSample]:
         """Decode some samples of a split one by one, those that cannot be decoded too."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner, WrongStore
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
+from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.identities import Role
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.url_folder import shown
 from psl_flower.seeds import evenly_spaced
@@ -37,10 +39,18 @@ def check_store(
     """
     what = "store"
     try:
+        named = keyfile.load_public(owner, Role.OWNER) if owner else None
+    except PslError as error:
+        return [failed("owner", f"--owner: {error}", "give the owner's public key, or its file, such as owner.key.pub")]
+    try:
         keys = KeyRing(key, passphrase_file) if key is not None else None
         store = open_store(place, keys, owner=owner)
     except WrongStore as error:
         return [failed(what, f"{shown(place)}: key or store is another node's ({error})", _advice(error))]
+    except WrongOwner as error:
+        do = "compare fingerprints with the owner before you trust another key: psl verify shows that of a manifest"
+        trusted = f" (--owner is {named.fingerprint})" if named is not None else ""
+        return [failed(what, f"{error}{trusted}", do)]
     except PslError as error:
         return [failed(what, str(error), _advice(error))]
     try:
@@ -73,8 +83,6 @@ def _belongs(store: PatchStore, path: Path) -> list[Finding]:
 def _advice(error: PslError) -> str:
     if isinstance(error, WrongNodeKey | ForeignSegment):
         return "give this node's own key, or ask the owner for the store that was sealed to it"
-    if isinstance(error, WrongOwner):
-        return "ask the owner which public key is right before trusting another one"
     if isinstance(error, IdentityError | ConfigError):
-        return "correct key, passphrase-file or owner"
+        return "correct key or passphrase-file"
     return "check the path and that this user may read it; else get the store from the owner again"

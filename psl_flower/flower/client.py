@@ -15,6 +15,7 @@ from psl_flower.engine.party import Party
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, open_streams, register, take_step
 from psl_flower.flower.app_function import AppFunction
+from psl_flower.flower.messages import quiet_requests
 from psl_flower.flower.node_config import is_simulated, own_text, own_tls, simulated_inventory, state_root
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.labels import LabelEngine
@@ -41,6 +42,7 @@ def split_client(party: MakeParty) -> ClientApp:
         if it has the labels, or both as a tuple. It is called again for each round or message, under the seed of the
         party, so the weights that it draws are the same each time.
     """
+    quiet_requests()
     app, make = ClientApp(), AppFunction(party)
 
     def stream(question: questions.OpenStreams, received: Received, context: Context) -> Parcel:

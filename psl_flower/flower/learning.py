@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.flower.link import NodeLink
+from psl_flower.flower.messages import quiet_requests
 from psl_flower.flower.placement import Placement
 from psl_flower.flower.rounds import RoundsStrategy
 from psl_flower.split.engines import TopEngine
@@ -52,6 +53,7 @@ class SplitLearning(Training):
     def __init__(self, *arguments: Any, transport: str = "auto", **options: Any) -> None:
         wire = {name: options.pop(name) for name in list(options) if name in WireSettings.__dataclass_fields__}
         super().__init__(*arguments, **options)
+        quiet_requests()
         self.wire = WireSettings(transport=transport, **wire)
         if self.wire.on_missing_node != "wait":
             raise ConfigError("on_missing_node: a party cannot be done without here; leave it at 'wait'")
@@ -60,15 +62,23 @@ class SplitLearning(Training):
         self.outputs: Any = None
 
     def fit(self, grid: Grid) -> Result:
-        """Train to the end, or on from the last checkpoint in the workdir, and return Flower's Result.
+        """Train to the end, or on from the last checkpoint in the workdir.
 
-        Its arrays are the weights of `top`; the parties' stay with them. Training losses are in
-        `train_metrics_clientapp`, metrics in `evaluate_metrics_serverapp`, both by round.
+        Each round, a pass through `train`, is one line of the log `psl_flower` at INFO.
 
         Parameters
         ----------
         grid : Grid
             Flower's.
+
+        Returns
+        -------
+        Result
+            Flower's. `arrays` are the weights of `top`, for `load_state_dict(result.arrays.to_torch_state_dict())`;
+            the parties' stay with them. `train_metrics_clientapp` has for each round, from 1, its mean `loss`, its
+            `seconds`, and the bytes of frames up and down since this call began, as `bytes_up` and `bytes_down`;
+            `evaluate_metrics_serverapp` the metrics of each round that was evaluated. Rounds before an interruption
+            are among them.
 
         Raises
         ------

@@ -18,7 +18,7 @@ from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, Positi
 from psl_flower.flower.asking import ask_hosts
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
-from psl_flower.flower.placement import Placement, holders_of, place
+from psl_flower.flower.placement import Placement, holders_of, last_holders, place
 from psl_flower.flower.waiting import once_nodes_are_online
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
@@ -69,6 +69,9 @@ class NodeLink:
         self._adaptation, self._without = adaptation, without
         self._on_placed = on_placed
         self._placement: Placement | None = None
+        # The node, by Flower's id, that last hosted each Upper or the Adaptation Net; and what to call it.
+        self._held: dict[int, int] = {}
+        self._holder_names: dict[int, str] = {}
         self._endpoint: ExchangeEndpoint | None = None
         self._exchange: StreamExchange | FlowerExchange | None = None
         self._asked: list[Message] = []
@@ -107,11 +110,20 @@ class NodeLink:
         """
         wire = self._wire
         refused_ends = self._placement is None and not collecting and wire.on_missing_node != "continue"
-        self._placement = place(
-            grid, self._assignment, wire.transport, self._task, wire.node_timeout_s,
-            without=self._without, absent_allowed=absent_allowed, refused_ends=refused_ends,
-            adaptation=self._adaptation and not collecting,
-        )  # fmt: skip
+        try:
+            self._placement = place(
+                grid, self._assignment, wire.transport, self._task, wire.node_timeout_s,
+                without=self._without, absent_allowed=absent_allowed, refused_ends=refused_ends,
+                adaptation=self._adaptation and not collecting,
+            )  # fmt: skip
+        except (PeerLost, NodeLost, PositionMissing) as error:
+            names = self._task.names
+            known = last_holders(error, self._held, self._holder_names, self._assignment, names)
+            if not known:
+                raise
+            raise type(error)(f"{error}; {known}") from error
+        self._holder_names |= self._placement.names
+        self._held |= {m: node for node, hosted in self._placement.parties.items() for m in hosted}
         if not collecting:  # training is over
             self._on_placed(self._placement)
         return self._placement
@@ -204,6 +216,11 @@ class NodeLink:
             self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)
             raise
         return result
+
+    def abort(self, reason: str) -> None:
+        """End the exchange over streams, from any thread; nodes that are connected are told the reason."""
+        assert self._endpoint is not None
+        self._endpoint.abort(reason)
 
     def reported_failure(self, replies: Iterable[Message]) -> NodeError | None:
         """Return the first failure that nodes report in reply to the last `stream_messages`, if any."""

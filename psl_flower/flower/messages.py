@@ -44,6 +44,13 @@ REMIND_AFTER_S = 75.0
 log = logging.getLogger("psl_flower")
 
 
+def quiet_requests() -> None:
+    """Let the client of Flower's requests log no line for each of them at INFO, unless its level was set already."""
+    requests = logging.getLogger("httpx")
+    if requests.level == logging.NOTSET:
+        requests.setLevel(logging.WARNING)
+
+
 def is_simulation(grid: Grid) -> bool:
     """Return True if the grid is that of Flower's simulation, which alone has a pull interval."""
     return hasattr(grid, "pull_interval")
@@ -125,6 +132,8 @@ def ask(
                 failed[node] = failure
                 lost.add(node)
             elif failure is not None:
+                if isinstance(failure, NodeLost):
+                    failure.nodes = (node,)
                 raise failure
             else:
                 answers[node] = received(reply, name)
@@ -132,19 +141,30 @@ def ask(
             if time.monotonic() > deadline:
                 if leave_out_lost:
                     return answers
-                silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in answers)
-                raise PeerLost(f"no answer within {timeout_s:g} s from {silent}, which may be at work on another run")
+                silent = tuple(node for node in node_of.values() if node not in answers)
+                named = ", ".join(names.get(node, str(node)) for node in silent)
+                lost_nodes = PeerLost(
+                    f"no answer within {timeout_s:g} s from {named}, which may be at work on another run"
+                )
+                lost_nodes.nodes = silent
+                raise lost_nodes
             if reminder is not None:
                 reminder.remind(node for node in node_of.values() if node not in answers and node not in lost)
             time.sleep(pause_s)
     return answers
 
 
-def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], bool]) -> list[Message]:
+def tell(
+    grid: Grid,
+    messages: Iterable[Message],
+    is_over: Callable[[float], bool],
+    on_reply: Callable[[Message], None] = lambda reply: None,
+) -> list[Message]:
     """Send messages that nodes answer once they have worked together with the Lower; return the replies.
 
     `is_over` waits for the end of the Lower's work, that many seconds at most, and returns whether it has ended.
-    Replies that have not come `ANSWER_TIMEOUT_S` seconds after the end are missing.
+    `on_reply` is called with each reply as it comes: one before the end may be a node's refusal. Replies that have not
+    come `ANSWER_TIMEOUT_S` seconds after the end are missing.
     """
     # A message to a node that is not registered any more has no id, and no answer.
     sent = list(messages)
@@ -154,8 +174,10 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
 
     def all_answered() -> bool:
         if waiting:
-            replies.extend(grid.pull_messages(waiting))
-            waiting.difference_update(reply.metadata.reply_to_message_id for reply in replies)
+            for reply in grid.pull_messages(waiting.copy()):
+                replies.append(reply)
+                waiting.discard(reply.metadata.reply_to_message_id)
+                on_reply(reply)
         return not waiting
 
     simulated = is_simulation(grid)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
+from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.flower.messages import ask, message
 from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.text import counted
@@ -50,8 +50,35 @@ class Placement:
 
     def absence(self, assignment: Sequence[int]) -> str:
         """Return the absent Uppers and their positions as text; empty if none are absent."""
-        positions = positions_by_upper(assignment)
-        return "; ".join(f"Upper {m} (position {', '.join(map(str, positions[m]))})" for m in self.absent)
+        return "; ".join(_with_positions(m, assignment) for m in self.absent)
+
+
+def last_holders(
+    error: PeerLost | NodeLost | PositionMissing,
+    held: Mapping[int, int],
+    names: Mapping[int, str],
+    assignment: Sequence[int],
+    parties: Sequence[str] = (),
+) -> str:
+    """Return who last held what is missing, as the end of a sentence; empty where that is not known.
+
+    `held` has the node, by its id, that last hosted each Upper or the Adaptation Net, `names` has those nodes' names,
+    `parties` those of the parties if they have any.
+    """
+    if isinstance(error, PositionMissing):
+        lost = [m for m in held if m in error.uppers or not error.uppers]
+    else:
+        lost = [m for m, node in held.items() if node in error.nodes or not error.nodes]
+    words = {
+        m: "the Adaptation Net" if m == ADAPTATION else f"party {parties[m]!r}" if parties
+        else _with_positions(m, assignment)
+        for m in sorted(lost)
+    }  # fmt: skip
+    return "; ".join(f"{names[held[m]]} last held {word}" for m, word in words.items())
+
+
+def _with_positions(m: int, assignment: Sequence[int]) -> str:
+    return f"Upper {m} (position {', '.join(map(str, positions_by_upper(assignment)[m]))})"
 
 
 def place(
@@ -112,7 +139,7 @@ def place(
             )
         except PositionMissing as error:
             if refused:
-                raise _missing(str(error), refused, refused_ends) from None
+                raise _missing(str(error), refused, refused_ends, error.uppers) from None
             raise
         for failure in refused.values():
             log.warning("%s; it is left out%s", failure, "" if placement.absent else ", and is not needed")
@@ -136,12 +163,16 @@ def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int)
     return {claim.upper for inventory in current for claim in inventory.claims}
 
 
-def _missing(what: str, refused: Mapping[int, NodeError], refused_ends: bool) -> NodeError | PositionMissing:
+def _missing(
+    what: str, refused: Mapping[int, NodeError], refused_ends: bool, uppers: tuple[int, ...] = ()
+) -> NodeError | PositionMissing:
     """Return the error for positions that nobody holds, where some nodes were refused."""
     failures = "; ".join(str(refused[node]) for node in sorted(refused))
     if refused_ends:
         return NodeError(f"{failures}; {what}")
-    return PositionMissing(f"{what} (refused: {failures})")
+    missing = PositionMissing(f"{what} (refused: {failures})")
+    missing.uppers = uppers
+    return missing
 
 
 def _is_current(inventory: Inventory, epoch: int) -> bool:
@@ -183,14 +214,20 @@ def _inventories(
         time.sleep(_POLL_S if not new else 0)
 
 
-def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
-    """Return each node's name: its registered one, else Flower's id."""
+def node_names(
+    grid: Grid, nodes: Collection[int], parties: Callable[[int], Iterable[str]] = lambda node: ()
+) -> dict[int, str]:
+    """Return each node's name: its registered one with Flower's id, or the id alone; then those of its `parties`.
+
+    `flwr supernode list` knows ids alone.
+    """
     registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
-    names = [registered.get(node, str(node)) for node in nodes]
-    return {
-        node: f"node {name}" if names.count(name) == 1 else f"node {name} ({node})"
-        for node, name in zip(nodes, names, strict=True)
-    }
+    names = {}
+    for node in nodes:
+        name = registered.get(node, "")
+        words = [*([f"id {node}"] if name else []), *dict.fromkeys(parties(node))]
+        names[node] = f"node {name or node}" + (f" ({', '.join(words)})" if words else "")
+    return names
 
 
 def _ask_inventories(
@@ -218,11 +255,10 @@ def _place_deployed(
     absent_allowed: bool,
     adaptation: bool,
 ) -> Placement:
-    registered = node_names(grid, inventories)
-    names = {
-        node: _called(registered[node], [claim.upper for claim in inventory.claims], task.names)
-        for node, inventory in inventories.items()
-    }
+    def parties(node: int) -> Iterable[str]:
+        return [task.names[claim.upper] for claim in inventories[node].claims] if task.names else []
+
+    names = node_names(grid, inventories, parties)
     claims = {
         claim.upper: claim
         for inventory in inventories.values()
@@ -254,10 +290,12 @@ def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str])
     """Return the one node that its operator has given the role."""
     found = [node for node, inventory in inventories.items() if inventory.adaptation]
     if not found:
-        raise PositionMissing(
+        missing = PositionMissing(
             "no node has the role of the Adaptation Net's server; start a SuperNode with "
             "--node-config \"role='adaptation'\", or train without adaptation-server"
         )
+        missing.uppers = (ADAPTATION,)
+        raise missing
     if len(found) > 1:
         raise PositionError(f"{' and '.join(names[node] for node in found)} both have the role 'adaptation'; stop one")
     return found[0]

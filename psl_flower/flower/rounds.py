@@ -16,7 +16,7 @@ from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.round_ends import round_goal
 from psl_flower.engine.rounds import RoundReport, Rounds
-from psl_flower.errors import NodeLost, PeerLost
+from psl_flower.errors import NodeError, NodeLost, PeerLost, ProtocolError
 from psl_flower.flower.link import NodeLink
 from psl_flower.flower.messages import tell
 from psl_flower.flower.placement import Placement
@@ -204,7 +204,16 @@ class RoundsStrategy(Strategy):
         messages = self._link.stream_messages(self._driver.party_step, self._driver.lower.saved)
         thread = _RoundThread(lambda: self._link.over_streams(work))
         thread.start()
-        replies = tell(grid, messages, thread.is_over)
+        refusals: list[NodeError] = []
+
+        def hear(reply: Message) -> None:
+            # A node that refuses opens no stream, which the Lower would wait for. One that is lost may come back.
+            failure = self._link.reported_failure([reply])
+            if failure is not None and not isinstance(failure, NodeLost) and thread.is_alive() and not refusals:
+                refusals.append(failure)
+                self._link.abort(str(failure))
+
+        replies = tell(grid, messages, thread.is_over, hear)
         outcome, reported = thread.result(), self._link.reported_failure(replies)
         if isinstance(outcome, RoundReport):
             lost = reported or self._link.unanswered(replies)
@@ -214,9 +223,11 @@ class RoundsStrategy(Strategy):
             elif lost is not None:
                 raise lost
             return outcome
-        if isinstance(outcome, PeerLost) and reported is not None:
+        if isinstance(outcome, PeerLost) and not refusals and reported is not None:
             # The Lower only saw that a node did not come, or went; the node's own words say why.
             raise reported from outcome
+        if isinstance(outcome, ProtocolError) and refusals:
+            raise refusals[0] from outcome
         raise outcome
 
     def _recover(self, grid: Grid, error: PeerLost | NodeLost) -> None:

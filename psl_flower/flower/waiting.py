@@ -42,5 +42,5 @@ def once_nodes_are_online(work: Callable[[], Result], timeout_s: float, *, simul
                 raise
             if str(error) != logged:
                 logged = str(error)
-                log.warning("%s; waiting for it", logged)
+                log.warning("%s; waiting for it, up to %g s", logged, timeout_s)
             time.sleep(_RETRY_S)

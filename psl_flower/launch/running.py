@@ -142,6 +142,8 @@ class Watch:
         message = f"{why}; continue with: {again}" if again else why
         ended = msgspec.structs.replace(last, state=state, message=message, eta_s=None)
         if self._run.path.is_dir():
+            # In this order: who copies the log can tell that its last line is the message of the status.
+            self._run.append_log("ERROR" if state == "failed" else "INFO", message)
             self._run.write_status(ended)
         return ended
 

@@ -7,7 +7,7 @@ channels, h and w pixels of a patch with the grid's margin.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -86,6 +86,17 @@ def explain_sizes(source: Source) -> Iterator[None]:
             f"width), {source.where('train', number)} is {size[0]}x{size[1]}; set image-size to bring all of them to "
             "one size"
         ) from error
+
+
+def other_size(
+    source: Source, sample: tuple[str, int], found: Sequence[int], expected: Sequence[int], axes: str
+) -> DataError:
+    """Return the error for a sample (split, number) whose size differs from that of the first training image."""
+    like = f" like {source.where('train', 0)}" if sample != ("train", 0) else ""
+    return DataError(
+        f"{source.name}: {source.where(*sample)} is {dims(found)} ({axes}), expected {dims(expected)}{like}; set "
+        "image-size to bring all of them to one size"
+    )
 
 
 def first_image(source: Source) -> NDArray[np.uint8]:
@@ -217,10 +228,5 @@ def _sized(
     numbers = map(int, order_N[start:])
     for number, (image_HWC, label) in zip(numbers, source.samples(split, start, order_N), strict=True):
         if image_HWC.shape != shape:
-            found, expected = dims(image_HWC.shape), dims(shape)
-            like = f" like {source.where('train', 0)}" if (split, number) != ("train", 0) else ""
-            raise DataError(
-                f"{source.name}: {source.where(split, number)} is {found} (height x width x channels), expected "
-                f"{expected}{like}; set image-size to bring all of them to one size"
-            )
+            raise other_size(source, (split, number), image_HWC.shape, shape, "height x width x channels")
         yield image_HWC, label

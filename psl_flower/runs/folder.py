@@ -45,13 +45,14 @@ from psl_flower.runs.metrics_file import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.folders import make_private_folder, remove_leftovers
 from psl_flower.system.records import append_record
-from psl_flower.text import did_you_mean
+from psl_flower.text import did_you_mean, printable
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints
     from psl_flower.engine.rounds import Predictions
 
 MODEL_FILE = "model.safetensors"
+LOG_FILE = "log.txt"
 _INSTEAD = "instead"  # a table in config.toml
 # What earlier versions noted in config.toml beside the settings of a training.
 _NOT_OF_TRAINING = {
@@ -88,6 +89,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     def shown(self) -> str:
         """The state, or "died" where the process is gone: such a run would else train for ever."""
         return "died" if self.died else self.state
+
+    @property
+    def reason(self) -> str:
+        """Why the run has failed, in one line; empty if it has not."""
+        if self.state == "failed":
+            return self.message.removeprefix("error: ")
+        if self.died:
+            last = f"; it was {self.state}" + (f": {self.message}" if self.message else "")
+            return f"its process was killed, or the machine restarted{last}"
+        return ""
 
     @property
     def ended(self) -> bool:
@@ -227,6 +238,12 @@ class RunFolder:
         """Replace status.json atomically."""
         stamped = msgspec.structs.replace(status, updated=time.time())
         self._write("status.json", msgspec.json.encode(stamped), durable=status.ended)
+
+    def append_log(self, level: str, line: str) -> None:
+        """Append a line to log.txt, as the ServerApp's logger does; raises RunError if the disk refuses."""
+        path = self.path / LOG_FILE
+        with disk_errors(path, "written", RunError), path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 {level} {printable(line)}\n")
 
     def read_status(self) -> Status | None:
         """Return the status; None where the run has not written one."""

@@ -40,7 +40,8 @@ _BODY = """<h1>Run {{ run.name }}</h1>
 out; psl evaluate --csv writes it.</p>
 {% endif %}
 {% if worst %}<h2>Surest mistakes</h2>
-<p>Pictures are on the nodes and with the owner alone. Restorers can look at these: psl restore --wrong-only.</p>
+<p>Pictures are on the nodes and with the owner alone. Restorers can look at these: psl restore --wrong-only \
+{{ run.name }}.</p>
 <div class="scroll"><table><tr><th>image</th><th>labelled</th><th>predicted</th><th>probability</th></tr>
 {% for row in worst %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
@@ -99,7 +100,7 @@ def _about(run: Summary) -> str:
     return (
         f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
         f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches on {description.num_uppers} nodes. "
-        f"State: {run.state}."
+        f"State: {run.state}{f': {run.reason}' if run.reason else ''}."
     )
 
 

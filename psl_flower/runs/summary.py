@@ -37,6 +37,7 @@ class Summary:
     #: Test images by class (row) and predicted class (column) of the last evaluation, int64; None before the first.
     confusion_KK: NDArray[np.int64] | None
     worst: list[Mistake]  #: The test images that it got wrong, the surest first.
+    reason: str = ""  #: Why it failed, if it did.
 
     @classmethod
     def of(cls, run: RunFolder) -> Summary:
@@ -68,6 +69,7 @@ class Summary:
             rounds=rounds,
             confusion_KK=confusion_KK,
             worst=worst,
+            reason=status.reason if status else "",
         )
 
     def last(self, key: str) -> float | None:

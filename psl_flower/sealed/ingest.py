@@ -220,10 +220,12 @@ def _seal(
     known = new.passed if new is not None else Counter[tuple[str, int]]()
     if on_read is not None:
         on_read(manifest, known)
+    if current is not None and sealing.done == before:
+        return Ingested(current, before, 0, 0, known=known.total(), relabelled=new.relabelled if new else {})
     contents = held + sealing.new_contents
     if len(contents) == sealing.done:  # unlike after a draft of an earlier version
         write_contents(out, manifest, owner, contents, disk)
-    signed = sealing.commit() if current is None or sealing.done > before else current
+    signed = sealing.commit()
     return Ingested(
         signed,
         before,

@@ -26,9 +26,12 @@ from psl_flower.split.training import Training
 class LocalResult:
     """What a training in one process ends with."""
 
-    top: nn.Module  #: The model behind the cut.
-    nets: dict[str, nn.Module]  #: The parties' models, by name.
-    rounds: list[dict[str, Any]]  #: What is recorded of each round: losses, metrics, seconds.
+    top: nn.Module  #: The model behind the cut, trained.
+    nets: dict[str, nn.Module]  #: The parties' models, trained, by name.
+    #: One flat record for each round, also of those before an interruption: `round` (from 1), `step` (steps done so
+    #: far), `loss` (mean over its steps), `seconds`, the metrics by name, `bytes_up` and `bytes_down` (what would pass
+    #: over the wire, since this call began), and `event`, which is "round".
+    rounds: list[dict[str, Any]]
     #: What `top`, or the head, answered to `valid` in the last evaluation; None if there was none in this call.
     outputs: Outputs | None
     head: nn.Module | None = None  #: That of the party that has the labels, if one has.
@@ -43,6 +46,11 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
         What `psl_flower.flower.split_client` takes; called with each name and None.
     training : Training
         Such as a `psl_flower.flower.SplitLearning`. With a workdir, an interrupted training continues.
+
+    Returns
+    -------
+    LocalResult
+        The trained models, a record of each round, and the outputs of the last evaluation.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from psl_flower.split.measuring import figures, joined
 from psl_flower.split.sent import Outputs
 from psl_flower.split.training import Training
 from psl_flower.wire.plan import Plan
+
+log = logging.getLogger("psl_flower")
 
 
 class SplitRounds(Rounds[TopEngine, SplitLessons]):
@@ -147,7 +150,18 @@ class Session:
         record |= {"bytes_up": sum(bytes_up.values()), "bytes_down": sum(bytes_down.values())}
         self.records.append(record)
         self._folder.write_rounds(self.records)
+        log.info("%s", self._line(record, report))
         self._told(record)
+
+    def _line(self, record: Mapping[str, Any], report: RoundReport) -> str:
+        """Return a round's line in the log: loss, metrics, time and rate."""
+        lessons = self._training.lessons
+        rounds = math.ceil(lessons.total_steps / lessons.steps_per_round)
+        names = [name for name in ("loss", *report.metrics) if name in record]
+        parts = [*(f"{name} {record[name]:.4g}" for name in names), f"{report.seconds:.1f} s"]
+        if report.steps and report.train_s > 0:
+            parts.append(f"{sum(step.num_samples for step in report.steps) / report.train_s:.0f} samples/s")
+        return f"round {record['round']}/{rounds}: {', '.join(parts)}"
 
     def end(self) -> None:
         """Tell the callbacks that the training is over."""

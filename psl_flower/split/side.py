@@ -21,6 +21,10 @@ from psl_flower.wire.plan import pack_mask
 
 # What makes an optimiser from parameters, or an optimiser.
 GivenOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer] | torch.optim.Optimizer
+_NO_OPTIMIZER = (
+    "optimizer: expected a class such as torch.optim.Adam, a function of the parameters that returns an optimiser, or "
+    "an optimiser"
+)
 # What a model is called with: a tensor, or several.
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -266,12 +270,16 @@ def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer
     Raises
     ------
     ConfigError
-        If it has other parameters than the net's, or no learning rate.
+        If it is none, has other parameters than the net's, or no learning rate.
     """
+    if not isinstance(given, torch.optim.Optimizer) and not callable(given):
+        raise ConfigError(f"{whose}: {_NO_OPTIMIZER}, got {given!r}")
     parameters = list(net.parameters())
     if not parameters:
         return None
     optimizer = given if isinstance(given, torch.optim.Optimizer) else given(parameters)
+    if not hasattr(optimizer, "param_groups"):
+        raise ConfigError(f"{whose}: {_NO_OPTIMIZER}; the function given returned {type(optimizer).__name__}")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not held <= {id(parameter) for parameter in parameters}:
         raise ConfigError(f"{whose}: its optimiser has parameters that are not of its model")

@@ -219,11 +219,14 @@ def check_positions(
         nodes = ", ".join(claims) or "no node"
         if names:
             listed = ", ".join(repr(names[p]) for p in missing)
-            raise PositionMissing(f"no node is party {listed} (asked: {nodes})")
-        raise PositionMissing(
-            f"no node holds position {_listed(missing)} of Upper {_listed({assignment[p] for p in missing})} "
-            f"(asked: {nodes})"
-        )
+            error = PositionMissing(f"no node is party {listed} (asked: {nodes})")
+        else:
+            error = PositionMissing(
+                f"no node holds position {_listed(missing)} of Upper {_listed({assignment[p] for p in missing})} "
+                f"(asked: {nodes})"
+            )
+        error.uppers = tuple(sorted({assignment[p] for p in missing}))
+        raise error
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import signal
 import subprocess
 import time
@@ -76,7 +77,8 @@ def test_host_dies_and_comes_back(deployed: Deployment) -> None:
         deployed.start_node(1)
 
     run = train_disturbed(deployed, "host-dies", disturb)
-    assert "node patch-1: " in log_of(run)  # by its registered name
+    # By its registered name, and Flower's id.
+    assert re.search(r"node patch-1 \(id \d+\)(: | last held Upper 1 )", log_of(run))
     ends_exactly(deployed, run)
 
 

@@ -75,8 +75,10 @@ def test_a_node_that_keeps_its_weights_refuses_runs_that_collect_them(
     nodes: InProcessGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes.config[101]["collect"] = False
+    began = time.monotonic()
     with pytest.raises(NodeError, match=r"node 101: this node never sends its weights \(collect=false"):
-        train(nodes, tmp_path, node_timeout_s=3.0)
+        train(nodes, tmp_path, node_timeout_s=60.0, transport="stream")
+    assert time.monotonic() - began < 30, "the node's refusal was heard, and the stream waited for all the same"
     train(nodes, tmp_path, run_name="kept", collect_model=False)
     status = RunFolder(tmp_path / "runs" / "kept").read_status()
     assert status is not None and status.state == "completed"

@@ -56,7 +56,10 @@ def test_a_lost_node_is_waited_for_beside_one_that_is_refused(
     lose(nodes, tmp_path, ("query.step", 6), lambda: nodes.gone.update(lost), nodes.gone.clear)
     run = train(nodes, tmp_path, transport="flower")
     (told,) = (line for line in log_of(tmp_path).splitlines() if "waiting for it" in line)
-    assert "no node holds " in told and "(refused: node 102: " in told and "(WrongStore)); waiting for it" in told
+    assert "no node holds " in told and "(refused: node 102: " in told and "(WrongStore)); node " in told
+    for node in lost:
+        assert f"node {node} last held Upper {node - 100} (position " in told
+    assert told.endswith("; waiting for it, up to 180 s")
     assert exact(run, stores)
 
 
@@ -122,7 +125,7 @@ def test_a_node_that_does_not_come_back_when_the_model_is_collected(
     nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
 ) -> None:
     lose(nodes, tmp_path, ("query.collect", 2), lambda: nodes.gone.add(101))
-    with pytest.raises(PositionMissing, match="no node holds position .* of Upper 1"):
+    with pytest.raises(PositionMissing, match="no node holds position .* of Upper 1 .*; node 101 last held Upper 1"):
         train(nodes, tmp_path, node_timeout_s=SHORT_S)
     # Nothing but the model is left to do, and its node is waited for, too, beside one that is refused.
     stranger(nodes, tmp_path)

@@ -61,6 +61,10 @@ def sealed_levels(folder: Path) -> dict[str, list[int]]:
     return found
 
 
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_of_a_folder_that_has_grown_only_new_images_are_sealed(folder: Path) -> None:
     first = json.loads(psl(*sealing(folder)).stdout)
     assert (first["added"], first["known"]) == (20, 0)
@@ -80,8 +84,12 @@ def test_of_a_folder_that_has_grown_only_new_images_are_sealed(folder: Path) -> 
     levels = [*range(20), *range(100, 105), *range(200, 205)]
     assert sorted(found["train"] + found["test"]) == levels
     assert not set(found["train"]) & set(found["test"])
+    before = files_in(folder / "sealed")
     again = json.loads(psl(*sealing(folder, "--append")).stdout)
     assert (again["added"], again["known"], again["generation"]) == (0, 30, 2)
+    lines = psl(*[a for a in sealing(folder, "--append") if a != "--json"]).stdout
+    assert "nothing new: all 30 images were sealed before; the dataset stays as it is, generation 2" in lines
+    assert files_in(folder / "sealed") == before
     psl("verify", *again["stores"], "--manifest", folder / "sealed")
 
 

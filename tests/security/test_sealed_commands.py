@@ -170,6 +170,7 @@ def run_on(folder: Path, dataset: str) -> RunFolder:
     """Return the folder of a run on a dataset that was sealed in `folder`, as far as its stores."""
     config = RunConfig.of(dataset=str(folder / dataset), keys=str(folder), workspace=str(folder / "workspace"))
     run = create_run(config.workspace_path(), "", config.data.dataset)
+    run.write_config(config)
     run.write_description(prepare_stores(config).description)
     return run
 
@@ -190,7 +191,15 @@ def test_only_what_a_run_got_wrong(folder: Path) -> None:
     psl(*arguments, "--split", "test", "--out", folder / "wrong")
     rows = list(csv.DictReader((folder / "wrong" / "images.csv").open()))
     assert [(row["image"], row["predicted"]) for row in rows] == [("70", "8"), ("61", "9")]
-    psl(*arguments, "--limit", "1", "--out", folder / "worst")
+    # By its name in the workspace, too; the error for another one is that of all commands.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PSL_WORKSPACE", str(folder / "workspace"))
+        arguments[4] = run.name
+        assert "no such run (there: " in refused(
+            errors.RunError, *arguments[:4], "nosuch", *arguments[5:], "--out", "no"
+        )
+        psl(*arguments, "--limit", "1", "--out", folder / "worst")
+    arguments[4] = run
     assert sorted(p.name for p in (folder / "worst").iterdir()) == [
         "images.csv",
         "sheet-0001.png",

@@ -5,6 +5,8 @@ import pytest
 from psl_flower.cli.main import main
 from psl_flower.config import RunConfig
 from psl_flower.doctor import stores
+from psl_flower.sealed import keyfile
+from psl_flower.sealed.identities import Role
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import store_request
 from tests.unit.doctor_support import levels, only_failed
@@ -63,7 +65,15 @@ def test_sealed_store(sealed):
         stores.check_store(store, sealed / "node1.key", None, owner, None)
     )
     assert "no private key of" in only_failed(stores.check_store(store, sealed / "other.key", None, owner, None))
-    only_failed(stores.check_store(store, key, None, str(sealed / "other.key.pub"), None))
+    said = only_failed(stores.check_store(store, key, None, str(sealed / "other.key.pub"), None))
+    other = keyfile.load_public(str(sealed / "other.key.pub"), Role.OWNER).fingerprint
+    assert "signed by owner" in said and f"(--owner is {other})" in said
+    for wrong, words in (
+        (sealed / "node0.key.pub", "got that of a node"),
+        (sealed / "none.pub", "neither a public key"),
+    ):
+        said = only_failed(stores.check_store(store, key, None, str(wrong), None))
+        assert said.startswith("--owner: ") and words in said
     only_failed(stores.check_store(store, sealed / "missing.key", None, owner, None))
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from PIL import ExifTags, Image
+from tiny_pictures import colour, encode, image_folder, make_pictures
 from tiny_run import make_run
 
 from psl_flower.cli.main import main
@@ -12,6 +14,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.runs.history import Extension, note_extension
 from psl_flower.runs.housekeeping import size_of
+from psl_flower.stores import planned as planning
 from psl_flower.stores.planned import plan_stores
 from psl_flower.stores.prepare import prepare_stores
 
@@ -137,3 +140,33 @@ def test_a_run_is_repeated_by_its_own_settings(psl, tmp_path):
     config.write_text(tomli_w.dumps({**RunConfig().to_mapping(), "instead": {"restore": "asked.psl"}}))
     assert "was made with restore" in psl("train", "--config", config)[2]
     assert Path(run.path / "status.json").exists()
+
+
+def test_images_of_other_sizes_are_noticed(psl, tmp_path):
+    folder = make_pictures(tmp_path / "pictures")
+    assert psl("train", "--dry-run", f"dataset={folder}", "batch-size=4")[0] == 0
+    # Larger than the first one, by its header; the pixels themselves are damaged, and not looked at.
+    (folder / "train" / "b" / "3.png").write_bytes(encode(colour(0, (12, 9)))[:60])
+    status, out, err = psl("train", "--dry-run", f"dataset={folder}", "batch-size=4")
+    assert (status, out) == (1, "")
+    assert "is 12x9 (height x width), expected 8x8 like image train:0" in err and "image-size" in err
+    assert psl("train", "--dry-run", f"dataset={folder}", "batch-size=4", "image-size=8x8")[0] == 0
+
+
+def test_images_are_turned_upright_before_sizes_are_compared(psl, tmp_path):
+    folder = tmp_path / "pictures"
+    image_folder(folder, {"a": 4, "b": 4}, size=(8, 6))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        size = (8, 6) if orientation < 5 else (6, 8)
+        (folder / "a" / f"turned-{orientation}.jpg").write_bytes(encode(colour(9, size), kind="JPEG", exif=exif))
+    assert psl("train", "--dry-run", f"dataset={folder}", "batch-size=4")[0] == 0
+
+
+def test_a_dry_run_says_how_many_sizes_it_has_read(psl, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_SIZES_READ", {"train": 3, "test": 2})
+    folder = make_pictures(tmp_path / "pictures")
+    out = psl("train", "--dry-run", f"dataset={folder}", "batch-size=4")[1]
+    assert "the sizes of 5 of 12 images were read, and all are 8x8; training ends at one of another size" in out
+    assert "sizes of" not in psl("train", "--dry-run", f"dataset={folder}", "batch-size=4", "image-size=8x8")[1]

@@ -68,7 +68,7 @@ def test_a_run_without_checkpoints_of_the_server_keeps_those_of_its_nodes(runs, 
     for path in (first.path / "checkpoints").iterdir():
         path.unlink()
     before = steps(first)
-    assert psl(capsys, "prune", "--run", "first")[1] == "first: 0 bytes freed\n"
+    assert psl(capsys, "prune", "--run", "first")[1] == "first: nothing to prune: it has no older checkpoints\n"
     assert steps(first) == before
 
 

@@ -106,7 +106,9 @@ def test_what_is_wrong_with_many_images_is_said_once(psl, tmp_path):
     status, _, err = psl("inspect", name, "--all")
     broken, empty = err.splitlines()
     assert status == 1
-    assert broken.startswith("error: image 0 of split 'train'") and broken.endswith(" (and 4 other images)")
+    assert broken.startswith("error: image 0 of split 'train'") and broken.endswith(
+        "leave-out=train/a/0.png (and 4 other images)"
+    )
     assert empty.startswith("error: image 9 of split 'train'") and "is empty" in empty
 
 

@@ -97,6 +97,8 @@ def test_the_loss_of_the_superlink_is_said_in_one_line(tmp_path):
     )
     assert _told(run, gone.value) == "error: the SuperLink cannot be reached: Connection refused; see its log"
     assert "ValueError: x; the traceback follows" in _told(run, ValueError("x"))
+    assert _told(run, SystemExit(1)) == "error: a signal, or Flower, has ended the server's process"
+    assert (run.path / "log.txt").read_text().endswith("has ended the server's process\n")
 
 
 def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch, caplog):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from psl_flower.cli import train
 from psl_flower.errors import RunError
@@ -31,6 +33,7 @@ def attempts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     class Attempt:
         watch = None
+        signalled = 0
 
         def __init__(self, given: dict[str, object], kind: Kind) -> None:
             self.folder = run
@@ -51,7 +54,7 @@ def attempts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def end(retries: int) -> str:
-    return train.run_to_end({}, Train(), retries=retries)[1].state
+    return train.run_to_end({}, Train(), retries=retries).status.state
 
 
 def test_what_fails_is_tried_again_be_it_the_run_or_flower(
@@ -81,6 +84,18 @@ def test_not_without_a_checkpoint(attempts: list[object], run: RunFolder) -> Non
 def test_not_what_was_stopped(attempts: list[object]) -> None:
     attempts += [Status(state="stopped"), Status(state="completed")]
     assert end(1) == "stopped"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, 1), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_exits_as_its_signal_says(
+    number: int, expected: int, attempts: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 1 where the file "stop" asked for the end."""
+    monkeypatch.setattr(train._Attempt, "signalled", number)
+    attempts += [Status(state="stopped", message="stopped")]
+    with pytest.raises(typer.Exit) as raised:
+        train.completed({}, Train(), 0)
+    assert raised.value.exit_code == expected
 
 
 def test_what_flower_gives_up_when_the_clock_leaps_goes_on_unasked(

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 
 import msgspec
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_run import finish, make_run
 
 from psl_flower.cli.main import main
 from psl_flower.kinds import kind_of, parse_settings
+from psl_flower.runs.folder import Status, this_process
 from psl_flower.runs.page import render
 from psl_flower.runs.summary import Summary
 
@@ -79,9 +81,38 @@ def test_a_run_before_its_first_round_has_no_report(tmp_path, capsys):
     run, _ = make_run(tmp_path)
     (run.path / "metrics.jsonl").unlink()
     assert main(["report", "--workspace", str(tmp_path)]) == 1
+    assert "none of 1 run has completed a round yet" in capsys.readouterr().err
+    assert main(["report", "tiny", "--workspace", str(tmp_path)]) == 1
     assert "has completed no round yet" in capsys.readouterr().err
     run.append_metrics({"round": 1, "step": 2, "accuracy": None, "loss": 2.0})
     assert "Loss and accuracy" in render(Summary.of(run))
+
+
+def test_the_newest_run_with_a_round_is_reported(run, tmp_path, capsys):
+    for name in ("second", "third"):
+        started, _ = make_run(tmp_path, name)
+        (started.path / "metrics.jsonl").unlink()
+    assert main(["report", "--workspace", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["run"] == "tiny"
+    assert "third, second have completed no round yet; taking tiny, the newest run that has" in told.err
+
+
+def test_why_a_run_failed_is_in_its_report_and_in_the_list(run, tmp_path, capsys):
+    run.write_status(Status(state="failed", message="error: node cellar: disk full; continue with: x"))
+    assert "State: failed: node cellar: disk full; continue with: x." in words(render(Summary.of(run)))
+    assert main(["runs", "--workspace", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("tiny failed: node cellar: disk full; continue with: x\n")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = this_process().partition(":")[0]
+    run.write_status(Status(state="training", message="round 3", process=f"{host}:{gone.pid}"))
+    assert main(["runs", "--workspace", str(tmp_path), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["runs"]
+    assert listed["reason"] == "its process was killed, or the machine restarted; it was training: round 3"
+    run.write_status(Status(state="completed", message="all is well"))
+    assert main(["runs", "--workspace", str(tmp_path)]) == 0
+    assert "all is well" not in capsys.readouterr().out
 
 
 def test_runs_side_by_side(run, tmp_path, capsys):

@@ -86,10 +86,12 @@ def test_the_end_is_noted_unless_the_run_has_said_it(run):
     noted = watch.note_end("stopped", "ended at once by SIGTERM")
     assert noted.state == "stopped", "the old status was another attempt's"
     assert run.read_status().message == "ended at once by SIGTERM"
+    assert (run.path / "log.txt").read_text().endswith(" INFO ended at once by SIGTERM\n")
     run.write_status(Status(state="training", step=3))
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "step-00000002.pt").touch()
     noted = watch.note_end("failed", "error: gone")
     assert (noted.state, noted.step) == ("failed", 3)
     assert noted.message == "error: gone; continue with: psl train resume=tiny"
+    assert (run.path / "log.txt").read_text().splitlines()[-1].endswith(f" ERROR {noted.message}")
     assert watch.note_end("stopped", "too late") == run.read_status(), "the run has said how it ended"

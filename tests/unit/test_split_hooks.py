@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from psl_flower.errors import DataError
+from psl_flower.flower import split_client
 from psl_flower.split import EarlyStopping, LocalResult, PartySide, Training, fit_local
 from tests import plain_split as plain
 from tests.parties_in_process import party_with, training
@@ -313,3 +316,27 @@ def test_several_tensors_of_a_party() -> None:
     )  # fmt: skip
     result = fit_local(lambda name, context: PartySide(nets[name](), TWO_DATA[name], torch.optim.Adam), made)
     assert same(result, loop(nets, TWO_DATA, OfThree, targets, nn.functional.mse_loss)) == []
+
+
+def test_each_round_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "psl_flower")
+    result = fit_local(party_with(torch.optim.Adam), training(epochs=3, metrics={"accuracy": plain.accuracy}))
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("round ")]
+    for line, record in zip(lines, result.rounds, strict=True):
+        start = f"round {record['round']}/3: loss {record['loss']:.4g}, "
+        assert line.startswith(start) and f"accuracy {record['accuracy']:.4g}, " in line
+        assert re.search(r", \d+\.\d s, \d+ samples/s$", line)
+    named = {"event", "round", "step", "loss", "accuracy", "seconds", "bytes_up", "bytes_down"}
+    assert all(named <= record.keys() for record in result.rounds)  # as the docstring says
+
+
+def test_requests_of_flower_are_not_logged_at_info() -> None:
+    requests = logging.getLogger("httpx")
+    before = requests.level
+    try:
+        for chosen, expected in ((logging.NOTSET, logging.WARNING), (logging.DEBUG, logging.DEBUG)):
+            requests.setLevel(chosen)
+            split_client(party_with(torch.optim.Adam))
+            assert requests.level == expected
+    finally:
+        requests.setLevel(before)

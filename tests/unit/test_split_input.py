@@ -191,3 +191,13 @@ def test_a_stream_and_its_settings() -> None:
         over_nodes(gradient_feedback=True, wire_gradients="int8")
     with pytest.raises(ConfigError, match="workdir: give a folder for checkpoints"):
         over_nodes().fit(None)
+
+
+@pytest.mark.parametrize("given", ["adam", None, lambda parameters: "adam"])
+def test_what_is_no_optimiser(given: Any) -> None:
+    """At a party, at the server, and at the head of the party that has the labels."""
+    words = "optimizer: expected a class such as torch.optim.Adam, a function of the parameters"
+    with pytest.raises(ConfigError, match=f"party 'fare': {words}"):
+        fit(sides(fare=fare(optimizer=given)))
+    with pytest.raises(ConfigError, match=words):
+        fit(optimizer=given)
