@@ -47,8 +47,8 @@ def whole_image_config(config: RunConfig) -> RunConfig:
         size = (image_HWC.shape[0], image_HWC.shape[1])
     return config.replace(
         grid="", patch_size=size, stride=(0, 0), fit="exact", margin=0, uppers=1, alpha=0.0, stores="plain",
-        adaptation_server=False, wire_activations="float32", wire_gradients="float32", gradient_feedback=False,
-        **UNPROTECTED, **BORDERLESS,
+        adaptation_server=False, adaptation_node="", wire_activations="float32", wire_gradients="float32",
+        gradient_feedback=False, **UNPROTECTED, **BORDERLESS,
         upper_weights="", upper_weights_hash="", **UNFROZEN,
     )  # fmt: skip
 

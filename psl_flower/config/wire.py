@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from psl_flower.config.fields import Settings, setting
+from psl_flower.config.fields import Form, Settings, setting
 from psl_flower.errors import ConfigError
 
 TRANSPORTS = ("auto", "stream", "flower")
 ON_MISSING_NODE = ("wait", "continue")
 CODECS = ("float32", "bfloat16", "float16", "int8")
+
+_NODE_ID = Form(r"([0-9]{1,20})?", "a node's id in digits, as flwr supernode list prints it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,11 @@ class WireSettings(Settings):
     on_missing_node: str = setting(
         "wait", "wait: stop after node-timeout-s; continue: train without the missing nodes", choices=ON_MISSING_NODE
     )
+
+    adaptation_node: str = setting(
+        "", "id of the only node that may host the Adaptation Net; empty: the registered one with that role",
+        form=_NODE_ID,
+    )  # fmt: skip
 
     def _check(self) -> None:
         if bool(self.exchange_cert) != bool(self.exchange_key):

@@ -114,7 +114,7 @@ class NodeLink:
             self._placement = place(
                 grid, self._assignment, wire.transport, self._task, wire.node_timeout_s,
                 without=self._without, absent_allowed=absent_allowed, refused_ends=refused_ends,
-                adaptation=self._adaptation and not collecting,
+                adaptation=self._adaptation and not collecting, adaptation_node=wire.adaptation_node,
             )  # fmt: skip
         except (PeerLost, NodeLost, PositionMissing) as error:
             names = self._task.names

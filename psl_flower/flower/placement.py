@@ -91,6 +91,7 @@ def place(
     without: Collection[int] = (),
     absent_allowed: bool = False,
     adaptation: bool = False,
+    adaptation_node: str = "",
     refused_ends: bool = True,
 ) -> Placement:
     """Ask all nodes what they hold and place every Upper, or those that can be.
@@ -113,6 +114,8 @@ def place(
         Whether to place the others where nodes do not answer, or positions are held by nobody.
     adaptation : bool
         Whether a node is to host the Adaptation Net; it is never done without.
+    adaptation_node : str
+        Id of the only node that may; empty for any with that role.
     refused_ends : bool
         Whether a refused node's failure is the error where nobody holds some position; else it is PositionMissing.
 
@@ -135,7 +138,7 @@ def place(
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
         try:
             placement = _place_deployed(
-                grid, inventories, assignment, transport, task, without, absent_allowed, adaptation
+                grid, inventories, assignment, transport, task, without, absent_allowed, adaptation, adaptation_node
             )
         except PositionMissing as error:
             if refused:
@@ -152,6 +155,8 @@ def place(
         if task.names:
             raise PositionMissing(f"{_NOBODY_NAMED} (asked: {nodes})")
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
+    if adaptation_node:
+        raise ConfigError("adaptation-node: is the id of a real node; leave it out in a simulation")
     return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without, adaptation)
 
 
@@ -254,6 +259,7 @@ def _place_deployed(
     without: Collection[int],
     absent_allowed: bool,
     adaptation: bool,
+    adaptation_node: str,
 ) -> Placement:
     def parties(node: int) -> Iterable[str]:
         return [task.names[claim.upper] for claim in inventories[node].claims] if task.names else []
@@ -282,22 +288,30 @@ def _place_deployed(
         absent=tuple(sorted(absent)),
         transport="stream" if transport == "auto" else transport,
         simulated=False,
-        adaptation=_adaptation_server(inventories, names) if adaptation else None,
+        adaptation=_adaptation_server(inventories, names, adaptation_node) if adaptation else None,
     )
 
 
-def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str]) -> int:
-    """Return the one node that its operator has given the role."""
+def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str], only: str) -> int:
+    """Return the one node that its operator has given the role; if `only` is an id, no other node will do."""
     found = [node for node, inventory in inventories.items() if inventory.adaptation]
+    others = [names[node] for node in found if only and str(node) != only]
+    if others:
+        log.warning("%s: has the role 'adaptation' but is not adaptation-node %s; left out", ", ".join(others), only)
+        found = [node for node in found if str(node) == only]
     if not found:
+        which = f"adaptation-node {only} is not there, or has not" if only else "no node has"
         missing = PositionMissing(
-            "no node has the role of the Adaptation Net's server; start a SuperNode with "
+            f"{which} the role of the Adaptation Net's server; start a SuperNode with "
             "--node-config \"role='adaptation'\", or train without adaptation-server"
         )
         missing.uppers = (ADAPTATION,)
         raise missing
     if len(found) > 1:
-        raise PositionError(f"{' and '.join(names[node] for node in found)} both have the role 'adaptation'; stop one")
+        raise PositionError(
+            f"{' and '.join(names[node] for node in found)} both have the role 'adaptation'; stop one, or set "
+            "adaptation-node to the id of the one that may see labels"
+        )
     return found[0]
 
 

@@ -18,7 +18,13 @@ from psl_flower.runs.folder import RunFolder, Status, create_run, free_name
 # Returns how to continue a run, from its folder and whether its nodes are simulated; empty if it cannot be continued.
 HowToContinue = Callable[[RunFolder, bool], str]
 # For work with a trained model: the Adaptation Net has no part in it, and nothing is averaged.
-TRAINED: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "average_every": 0, "collect_model": False}
+TRAINED: dict[str, Any] = {
+    "alpha": 0.0,
+    "adaptation_server": False,
+    "adaptation_node": "",
+    "average_every": 0,
+    "collect_model": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

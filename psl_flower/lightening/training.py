@@ -77,8 +77,8 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
     """
     # Uppers whose channels were cut one by one are not averaged: a channel is not the same in all.
     changes: dict[str, Any] = {
-        "alpha": 0.0, "adaptation_server": False, "average_every": 0, "rounds": epochs, "steps_per_round": 0,
-        **UNFROZEN,
+        "alpha": 0.0, "adaptation_server": False, "adaptation_node": "", "average_every": 0, "rounds": epochs,
+        "steps_per_round": 0, **UNFROZEN,
     }  # fmt: skip
     if rounding:
         # Rounding computes in float32.

@@ -236,6 +236,22 @@ def test_wrong_roles_are_named(nodes, kind, words, config, stores_for, hosts):
         place(hosts(*nodes), stores.description.assignment, "auto", task_of(config, stores), 20, adaptation=True)
 
 
+def test_only_the_named_node_is_given_the_role(config, stores_for, hosts, caplog):
+    """A registered stranger that claims it gets no labels, whether or not the named node is there."""
+    stores = stores_for(config)
+
+    def placed(adaptation_node):
+        return place(
+            hosts(0, ROLE, 1, ROLE), stores.description.assignment, "auto", task_of(config, stores), 20,
+            adaptation=True, adaptation_node=adaptation_node,
+        )  # fmt: skip
+
+    assert placed("13").adaptation == 13
+    assert "node 11: has the role 'adaptation' but is not adaptation-node 13; left out" in caplog.text
+    with pytest.raises(PositionMissing, match="adaptation-node 12 is not there, or has not the role"):
+        placed("12")
+
+
 def test_a_run_without_it_leaves_that_node_alone(config, stores_for, hosts):
     stores = stores_for(config)
     placement = place(hosts(0, ROLE, 1), stores.description.assignment, "auto", task_of(config, stores), 20)

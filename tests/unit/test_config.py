@@ -111,6 +111,8 @@ OUT_OF_RANGE = [
     ({"looks": 1, "freeze-uppers-after": 1, "mixup": 0.2}, "looks and mixup contradict each other: nodes send single"),
     ({"average-every": 2, "freeze-uppers-after": 0}, "average-every and freeze-uppers-after=0 contradict each other"),
     ({"adaptation-server": True, "freeze-uppers-after": 0}, "adaptation-server and freeze-uppers-after=0 contradict"),
+    ({"adaptation-node": "7"}, "adaptation-node: is set, but adaptation-server is not"),
+    ({"adaptation-server": True, "adaptation-node": "seven"}, "adaptation-node: expected a node's id in digits"),
     ({"momentum": 1.5}, "momentum: expected a number at least 0 and at most 1"),
     ({"weight-decay": -0.1}, "weight-decay: expected a number at least 0"),
     ({"alpha": -1.0}, "alpha: expected a number at least 0, got -1.0"),
