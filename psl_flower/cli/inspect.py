@@ -42,7 +42,7 @@ def inspect(
     every: Annotated[bool, typer.Option("--all", help="Decode every image, not only those of the sheet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show which images of a dataset would be read, by split and class, and what is left out and why. Seals nothing.
+    """Show which images of a dataset would be read, by split and class, and which are left out and why. Seals nothing.
 
     Writes a contact sheet, a row of images for each class: look at it before you seal images and give them away.
     """

@@ -54,7 +54,7 @@ def run_named(position: str, option: str) -> str:
 
 
 def find_run(position: str, workspace: str, option: str = "", *, with_model: bool = True) -> RunFolder:
-    """Return the run that is named as of `run_named`, or else the newest that fits, as `choose_run` does."""
+    """Return the named run, see `run_named`; without a name the newest that fits, as `choose_run` does."""
     from psl_flower.config import default_workspace
     from psl_flower.runs.choosing import choose_run
 

@@ -149,7 +149,7 @@ class Decoder:
         CorruptImage
             If it has no such shape, or does not hold numbers.
         DataError
-            As of `file`.
+            See `file`.
         """
         if values.dtype.kind not in "biuf":
             raise CorruptImage(f"{where}: expected numbers, found {values.dtype}")

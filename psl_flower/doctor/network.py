@@ -127,7 +127,11 @@ def _unreachable(what: str, address: str, error: OSError | UnicodeError) -> Find
     if isinstance(error, socket.gaierror | UnicodeError):
         return failed(what, f"{address}: the name is not known here", "correct the name, or the name service")
     if isinstance(error, ConnectionRefusedError):
-        return failed(what, f"{address}: reached, but nobody listens there", "start the SuperLink, or correct the port")
+        return failed(
+            what,
+            f"{address}: the host answers, but no process listens on this port",
+            "start the SuperLink, or correct the port",
+        )
     if isinstance(error, TimeoutError):
         do = "let firewalls pass outgoing TCP to it, on this side and on the other; is the machine up?"
         return failed(what, f"{address}: no answer within {TIMEOUT_S:g} s", do)

@@ -202,7 +202,7 @@ class Looks:
     Raises
     ------
     RunError
-        As of `LookFile`.
+        See `LookFile`.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ class PartyEngine(Party):
     optimizer : Optimizer or None
         Of the model's parameters; None if it has none to learn.
     claim, checkpoints, dtype
-        As of `Party`.
+        See `Party`.
     device : torch.device
         Where the model computes.
     weight_count : int

@@ -35,7 +35,7 @@ class SplitLearning(Training):
         "stream": nodes connect to the server and exchange over sockets; "flower": Flower's messages alone. "auto" takes
         the stream where all nodes can run at once.
     arguments, options : Any
-        As of `psl_flower.split.Training`, whose `workdir` must be given; or a setting of
+        See `psl_flower.split.Training`, whose `workdir` must be given; or a setting of
         `psl_flower.config.wire.WireSettings`, such as `exchange_host` for nodes on other machines.
 
     Attributes

@@ -248,7 +248,7 @@ class NodeLink:
         Raises
         ------
         PositionMissing
-            If nobody holds some Upper, nor has within `node_timeout_s`.
+            If no node holds some Upper, nor has within `node_timeout_s`.
         PeerLost, NodeError
             If a node fails, or is lost and does not come back in that time; one that is simulated never does.
         FrameMismatch

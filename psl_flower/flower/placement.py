@@ -111,20 +111,20 @@ def place(
     without : collection of int
         Uppers to do without, wherever they are.
     absent_allowed : bool
-        Whether to place the others where nodes do not answer, or positions are held by nobody.
+        Whether to place the others where nodes do not answer, or no node holds some positions.
     adaptation : bool
         Whether a node is to host the Adaptation Net; it is never done without.
     adaptation_node : str
         Id of the only node that may; empty for any with that role.
     refused_ends : bool
-        Whether a refused node's failure is the error where nobody holds some position; else it is PositionMissing.
+        Whether a refused node's failure is the error where no node holds some position; else it is PositionMissing.
 
     Raises
     ------
     PositionError, StoreError
         Naming the node, if the nodes do not hold every position once, or stores of another dataset.
     PositionMissing
-        Naming the positions that nobody holds, or the role that no node has, and the nodes that were refused.
+        Naming the positions that no node holds, or the role that no node has, and the nodes that were refused.
     PeerLost
         If nodes are missing.
     NodeError
@@ -171,7 +171,7 @@ def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int)
 def _missing(
     what: str, refused: Mapping[int, NodeError], refused_ends: bool, uppers: tuple[int, ...] = ()
 ) -> NodeError | PositionMissing:
-    """Return the error for positions that nobody holds, where some nodes were refused."""
+    """Return the error for positions that no node holds, where some nodes were refused."""
     failures = "; ".join(str(refused[node]) for node in sorted(refused))
     if refused_ends:
         return NodeError(f"{failures}; {what}")

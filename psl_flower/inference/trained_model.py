@@ -163,7 +163,7 @@ class TrainedModel:
         CorruptImage
             If a file cannot be decoded.
         DataError
-            As of `prepare`.
+            See `prepare`.
         """
         decoder, found = self.decoder(), list[Prediction]()
         remaining = _one_by_one(images)
@@ -288,7 +288,7 @@ def load(run: str = "", workspace: str = "", device: str = "auto") -> TrainedMod
     Raises
     ------
     RunError, StoreError
-        As of `choose_run` and `load_trained_model`.
+        See `choose_run` and `load_trained_model`.
     """
     return load_trained_model(choose_run(default_workspace(workspace), run), choose_device(device))
 

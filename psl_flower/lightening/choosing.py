@@ -37,7 +37,7 @@ def beats(a: Judgement, b: Judgement, conditions: Conditions) -> bool:
 
 
 def choose(at_hand: Mapping[str, Judgement], conditions: Conditions) -> Choice | None:
-    """Return the choice among the models at hand, by their names; None if none meets the conditions.
+    """Return the choice among the existing models, by their names; None if none meets the conditions.
 
     Of those that meet the conditions and are beaten by no other, the fastest; of those as fast as it, within the
     measured spread, the most accurate, and of equally accurate ones the smallest.

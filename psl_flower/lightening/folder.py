@@ -60,7 +60,7 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     seconds: float = 0.0  #: That training and judging took.
     at: float = 0.0  #: Unix time.
-    #: Number of the comparison in which its speed was measured in turns with all others at hand; 0: on its own.
+    #: Number of the comparison in which its speed was measured in turns with all others; 0: by itself.
     compared: int = 0
 
 
@@ -113,12 +113,12 @@ class LighteningFolder:
         self._append(self._entry(what, judged, seconds))
 
     def are_compared(self) -> bool:
-        """Return True if the speeds of all models at hand were measured in turns."""
+        """Return True if the speeds of all models were measured in turns."""
         numbers = {self._newest(what).compared for what in self.at_hand()}
         return len(numbers) == 1 and 0 not in numbers
 
     def note_speeds(self, speeds: Mapping[str, Speed]) -> None:
-        """Log the speeds of models at hand that were measured in turns."""
+        """Log the speeds of models that were measured in turns."""
         number = 1 + max(entry.compared for entry in self.entries)
         for what, speed in speeds.items():
             newest = self._newest(what)

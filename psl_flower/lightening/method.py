@@ -147,13 +147,13 @@ class Lightening:
         return found
 
     def _at_hand(self, conditions: Conditions, reason: str) -> Lightened | None:
-        """Return the choice among the models at hand; None if none will do, or the loop is asked for."""
+        """Return the choice among the existing models; None if none will do, or the loop is asked for."""
         at_hand = self.folder.at_hand()
         choice = choose(at_hand, conditions) if self._method is Method.AUTO else None
         return None if choice is None else self._ended(conditions, LoopEnd.SATISFIED, reason, choice)
 
     def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
-        """Return the loop's result; with method auto, the choice among all models then at hand."""
+        """Return the loop's result; with method auto, the choice among all models made so far."""
         teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
@@ -188,7 +188,7 @@ class Lightening:
         return self._ended(conditions, outcome.end, outcome.reason, choice, best)
 
     def _compare(self) -> None:
-        """Compare the speeds of the models at hand, among which method auto chooses; the loop needs no comparison."""
+        """Compare the speeds of the existing models, among which method auto chooses; the loop needs no comparison."""
         if self._method is Method.AUTO and needs_turns(self.folder):
             self._say(f"measuring the speed of {counted(len(self.folder.at_hand()), 'model')} in turns")
             measure_in_turns(self.folder, self._backend.speed)

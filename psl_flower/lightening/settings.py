@@ -51,7 +51,7 @@ class Growth(StrEnum):
 
 
 class Method(StrEnum):
-    """How a light model is looked for: first among the models at hand, or by the loop alone."""
+    """How a light model is looked for: first among the models that exist, or by the loop alone."""
 
     AUTO = "auto"
     LOOP = "loop"
@@ -74,7 +74,7 @@ class Goals(Settings):
     max_latency_ms: float | None = setting(None, "instead: milliseconds that one image must stay below", above=0)
     max_mb: float | None = setting(None, "largest size of model.onnx, in MB", above=0)
     method: Method = setting(
-        Method.AUTO, "auto: try the models at hand first, such as the run's own in int8; loop: always prune the second"
+        Method.AUTO, "auto: try existing models first, such as the run's own in int8; loop: always prune the second"
     )
 
     def conditions(self, first_accuracy: float) -> Conditions:

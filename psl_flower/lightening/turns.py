@@ -12,12 +12,12 @@ _TURNS = 3
 
 
 def needs_turns(folder: LighteningFolder) -> bool:
-    """Return True if several models are at hand and their speeds were not all measured in turns."""
+    """Return True if there are several models and their speeds were not all measured in turns."""
     return len(folder.at_hand()) > 1 and not folder.are_compared()
 
 
 def measure_in_turns(folder: LighteningFolder, speed: Callable[[Path], Speed]) -> None:
-    """Measure the speeds of all models at hand anew, several times each, and log them.
+    """Measure the speeds of all existing models anew, several times each, and log them.
 
     Every turn begins with another model, so that a machine that becomes slower favours none. `speed` returns that of
     the artefacts in a folder.

@@ -121,7 +121,7 @@ class AuditLog:
         Raises
         ------
         AuditLogEdited
-            If an entry was changed, moved, or signed by nobody whom the manifest names.
+            If an entry was changed, moved, or not signed by a person whom the manifest names.
         AuditLogTruncated
             If entries are missing.
         """

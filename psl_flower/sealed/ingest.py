@@ -132,7 +132,7 @@ def ingest(
     StoreExists
         If the folder holds a dataset and `append` is not given.
     SourceChanged
-        If an interrupted ingest was of other images or another plan.
+        If an interrupted ingest had other images or another plan.
     ConfigError, DataError, StoreError
         See the subclasses.
     """
@@ -326,7 +326,7 @@ def _next_generation(current: SignedManifest, source: Source, plan: IngestPlan) 
 def _check_same(draft: Draft, source: Source, plan: IngestPlan, out: Path, append: bool) -> None:
     manifest, remedy = draft.manifest, f"continue that, or remove {out / DRAFT_FILE} to discard it"
     if draft.source != source.fingerprint:
-        raise SourceChanged(f"{out}: an interrupted ingest was of other images; {remedy}")
+        raise SourceChanged(f"{out}: an interrupted ingest had other images; {remedy}")
     if draft.secret_order != plan.secret_order:
         begun = "in a secret order" if draft.secret_order else "as they come, as earlier versions did"
         raise SourceChanged(

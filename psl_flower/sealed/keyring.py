@@ -22,7 +22,7 @@ PASSPHRASE_VARIABLE = "PSL_PASSPHRASE_FILE"  # nosec B105 # the name of a variab
 
 
 class KeyRing:
-    """Key files at hand; a private key is read only when it is asked for.
+    """The key files given; a private key is read only when it is asked for.
 
     `place` is a folder, whose ``*.key`` files count, or one key file. The first line of `passphrase_file`, by default
     ``$PSL_PASSPHRASE_FILE``, is the passphrase of the keys that have one.

@@ -36,7 +36,7 @@ class SealedStore:
     """
 
     def __init__(self, folder: Folder, manifest: Manifest, entry: StoreEntry, data_key: Secret) -> None:
-        """Open with the data key at hand; `open` is for nodes.
+        """Open with the given data key; `open` is for nodes.
 
         Raises
         ------

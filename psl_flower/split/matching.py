@@ -99,7 +99,7 @@ def rows_by_id(claim: Claim, reference: Digests, who: str) -> NDArray[np.int64]:
 def missing_of(
     rows: Mapping[int, NDArray[np.int64]], lacking: Mapping[int, NDArray[np.bool_]], roster: Roster, num_samples: int
 ) -> tuple[dict[int, NDArray[np.int64]], dict[int, NDArray[np.bool_]]]:
-    """Return the rows of holders that share a party or name their samples, and by party which samples nobody has.
+    """Return the rows of holders that share a party or name their samples, and by party the samples that no holder has.
 
     By number of the holder, `rows` are of those that name their samples, `lacking` the samples (N,) that others lack.
 

@@ -29,7 +29,7 @@ _RECORD_BYTES = 16 + 12 + 16 + 32
 class PlannedStores:
     """The stores that a run's settings ask for."""
 
-    #: As of the stores; of stores that are not there yet, fingerprints and pixel statistics are placeholders.
+    #: Those of the stores. Stores still to be written have placeholders for fingerprints and pixel statistics.
     description: StoreSetDescription
     folder: Path  #: Where they are, or would be made.
     exist: bool  #: Whether that folder exists.

@@ -188,7 +188,7 @@ def check_positions(
     AlignmentError
         If a store of patches names its samples, as only parties with names may.
     PositionMissing
-        Naming the positions that nobody holds, where none may be missing.
+        Naming the positions that no node holds, where none may be missing.
     """
     holder: dict[int, str] = {}
     host: dict[int, str] = {}

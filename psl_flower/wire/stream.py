@@ -36,7 +36,7 @@ class UpperStream:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        connection.bytes_sent = connection.bytes_received = 0  # both transports count what is exchanged, no greeting
+        connection.bytes_sent = connection.bytes_received = 0  # both transports count exchanged frames, not greetings
 
     @property
     def bytes_up(self) -> int:

@@ -77,7 +77,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
 
     @property
     def ended(self) -> list[Trial]:
-        """The trials whose runs came to their end; of the others nobody knows the weights."""
+        """The trials whose runs came to their end; the weights of the others are unknown."""
         return [trial for trial in self.measurements if not trial.failure]
 
     @property

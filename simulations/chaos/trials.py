@@ -47,7 +47,7 @@ _LONGEST_RUN_S, _LONGEST_START_S = 900.0, 180.0
 class Plan:
     """What a trial is to do."""
 
-    #: As of `Trial`.
+    #: See `Trial`.
     name: str
     kind: str
     transport: str = "stream"

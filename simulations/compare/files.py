@@ -20,7 +20,7 @@ from simulations.compare.results import JUDGED
 from simulations.compare.study import Holding
 
 _DPI = 160
-# Alike from run to run, and text as shapes: the page looks the same wherever it is opened.
+# The same ids in every run, and text as shapes: the page looks the same on every machine.
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "psl-flower", "svg.fonttype": "path", "font.size": 10}
 
 

@@ -134,7 +134,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str]  #: The command's options, by their names.
     engine: str  #: How patch-split learning ran.
     epochs: int  #: Passes over the training images, the same for all methods.
-    #: Alike for all methods; the images to train on include those held back to validate on.
+    #: The same for all methods; the images to train on include those held back to validate on.
     train_images: int
     test_images: int
     steps_per_epoch: int  #: Of all methods but federated averaging, whose clients count their own.

@@ -166,7 +166,7 @@ class Report(kept.Report, frozen=True, kw_only=True):
             f"of {settings.steps} training steps after {settings.warmup} of warm-up with "
             f"{counted(settings.threads, 'thread')}, in the same process; shares within a repetition. Real Uppers read "
             f"at the same time, so the sum over all is the most that reading can cost. {settings.restored} images were "
-            "restored. Peaks are those of a process of its own for each ingest; mapped files are the dataset's own "
+            "restored. Peaks are measured with one process for each ingest; mapped files are the dataset's own "
             f"table. {self.load}"
         )
 

@@ -165,8 +165,8 @@ class Report(kept.Report, frozen=True, kw_only=True):
             "training alone on the machine, its rate the mean of a run right before and one right after; SuperLink and "
             "SuperNodes stay up meanwhile, idle. All hosts share the machine's cores: threads of the one process "
             f"{settings.threads}, of the Lower {settings.threads}, of each node {settings.upper_threads}. The "
-            "network's part of a step is what is neither the slowest Upper's computing nor the Lower's: median over "
-            f"the timed steps. {self.load}"
+            "network's part of a step is the time in which neither the slowest Upper nor the Lower computes: median "
+            f"over the timed steps. {self.load}"
         )
 
 

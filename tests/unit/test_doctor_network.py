@@ -66,7 +66,7 @@ def test_superlink_with_a_certificate_that_is_refused(authority, superlink, tmp_
 
 
 def test_superlink_that_is_not_there(closed_port, authority):
-    assert "nobody listens there" in only_failed(network.check_superlink(closed_port, authority.path))
+    assert "no process listens on this port" in only_failed(network.check_superlink(closed_port, authority.path))
     assert "not HOST:PORT" in only_failed(network.check_superlink("lower.example", authority.path))
 
 

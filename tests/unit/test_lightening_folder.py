@@ -1,4 +1,4 @@
-"""The folder of a lightening: its log, the models at hand, their speeds, the images that decide, and the report."""
+"""The folder of a lightening: its log, its models, their speeds, the images that decide, and the report."""
 
 import json
 
