@@ -101,9 +101,9 @@ def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str,
 
 def _kind_of(problem: str) -> str:
     """Return a problem without what names its image."""
-    from psl_flower.data.image_folder import PASS_BY
+    from psl_flower.data.image_folder import LEAVE_OUT_WAY
 
-    return problem.partition(": ")[2].partition(PASS_BY)[0]
+    return problem.partition(": ")[2].partition(LEAVE_OUT_WAY)[0]
 
 
 def _about_problems(problems: list[str]) -> Iterator[str]:

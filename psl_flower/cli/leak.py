@@ -18,17 +18,28 @@ if TYPE_CHECKING:
     from psl_flower.leakage.report import Leakage
     from psl_flower.runs.folder import RunFolder
 
+_QUICK = {"auxiliary": 500, "epochs": 8, "looks": 0}
+
 
 def leak(
     name: RunArgument = "",
     victims: Annotated[
         int | None, typer.Option(min=2, max=10_000, help="Training images to rebuild [500, or a fifth of few].")
     ] = None,
-    auxiliary: Annotated[int, typer.Option(min=20, help="Other images of the dataset that the attacker has.")] = 5000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of a decoder over them, at most.")] = 30,
+    auxiliary: Annotated[
+        int | None, typer.Option(min=20, help="Other images of the dataset that the attacker has [5000].")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes of a decoder over them, at most [30].")] = None,
     looks: Annotated[
-        int, typer.Option(min=0, help="Epochs whose codes are joined, at most; 0: one look, nothing is trained again.")
-    ] = 32,
+        int | None,
+        typer.Option(min=0, help="Epochs whose codes are joined, at most [32]; 0: one look, nothing is trained again."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Weaker attackers, in less time: --looks 0 --epochs 8 --auxiliary 500, unless given."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the victims and the decoders' weights.")] = 0,
     images: Annotated[
         str, typer.Option(help="Attack the test images of this dataset in place of the run's own; one look.")
@@ -41,10 +52,10 @@ def leak(
 
     The attacker is the server with everything that it received in training. To reproduce that, the run is trained again
     in one process; then several decoders learn for up to --epochs passes, which for a small run takes far longer than
-    its training. For a quick estimate use --looks 0, which attacks only the finished network, and a smaller
-    --auxiliary. That works where the run's images are: after a simulation, or on the owner's machine. On a federation's
-    server name other images of the same kind with --images. Writes leak/report.json and leak/page.html, with images
-    that no decoder was trained on, to the run's folder. The result is a lower bound.
+    its training. How long is estimated at the start. --quick attacks only the finished network, with weaker attackers,
+    and the report says so. All this works where the run's images are: after a simulation, or on the owner's machine. On
+    a federation's server name other images of the same kind with --images. Writes leak/report.json and leak/page.html,
+    with images that no decoder was trained on, to the run's folder. The result is a lower bound.
     """
     from psl_flower.errors import RunError
     from psl_flower.inference.trained_model import load_trained_model
@@ -67,7 +78,9 @@ def leak(
             f"{folder.name}: its Uppers' weights are on the nodes, who can answer for them: flwr run with "
             f"audit={folder.name} and audit-images={images} (docs/privacy.md)"
         )
-    settings = AuditSettings(victims=victims or 0, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
+    given = {"auxiliary": auxiliary, "epochs": epochs, "looks": looks}
+    chosen = (_QUICK if quick else {}) | {key: value for key, value in given.items() if value is not None}
+    settings = AuditSettings(victims=victims or 0, seed=seed, **chosen)
     with Progress(every_s=30.0) as progress:
         trained = load_trained_model(folder)
         if images:
@@ -93,6 +106,7 @@ def _audit(
     from psl_flower.inference.evaluation import images_in, stores_of
     from psl_flower.leakage.audit import Attacks
     from psl_flower.leakage.complete import audit
+    from psl_flower.leakage.effort import Course, forecast, using
     from psl_flower.leakage.images import Known, chosen_samples, most_looks
     from psl_flower.leakage.replay import replay, threads_of
     from psl_flower.leakage.smashed import smashed_bytes
@@ -104,27 +118,37 @@ def _audit(
     samples = chosen_samples(pool_N, settings, num_bytes)
     victims, others = (Known.joined(images_in(stores, samples_N, 256)) for samples_N in samples)
     most, again = most_looks(settings, sum(map(len, samples)), num_bytes), None
+    known, wanted = len(others.labels_N), len(victims.labels_N)
+    effort = forecast(trained.net, trained.description, settings, known, wanted, joined=bool(most))
+    progress.say(effort.line(settings, known))
     if most:
         again = replay(
             _as_begun(folder, trained.config), stores, trained.net.state_dict(), np.concatenate(samples),
             most=most, steps=_trained_steps(folder), threads=threads_of(folder), on_progress=progress.steps,
         )  # fmt: skip
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
-    attacks = Attacks(description, victims, others, settings, progress.steps)
-    return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
+    attacks = Attacks(description, victims, others, settings, Course(progress.show, effort).note)
+    with using(effort.threads):
+        return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
 
 
 def _elsewhere(
     folder: RunFolder, trained: TrainedModel, dataset: str, settings: AuditSettings, progress: Progress
 ) -> tuple[Leakage, list[Pictures]]:
     from psl_flower.inference.evaluation import other_test_images
+    from psl_flower.leakage.effort import Course, forecast, using
     from psl_flower.leakage.elsewhere import audit_elsewhere
+    from psl_flower.leakage.images import MOST_VICTIMS
 
     images = other_test_images(trained, dataset)
-    return audit_elsewhere(
-        trained.net, trained.config, trained.description, (dataset, images.batches), settings, run=folder.name,
-        on_progress=progress.steps,
-    )  # fmt: skip
+    known, wanted = settings.auxiliary, settings.victims or MOST_VICTIMS  # there may be fewer
+    effort = forecast(trained.net, trained.description, settings, known, wanted, joined=False)
+    progress.say(effort.line(settings, known))
+    with using(effort.threads):
+        return audit_elsewhere(
+            trained.net, trained.config, trained.description, (dataset, images.batches), settings, run=folder.name,
+            on_progress=Course(progress.show, effort).note,
+        )  # fmt: skip
 
 
 def _as_begun(folder: RunFolder, config: RunConfig) -> RunConfig:

@@ -25,7 +25,7 @@ from psl_flower.text import counted, printable
 
 _HEIC = " (HEIC: install the extra instead, pip install 'psl-flower[heif]')"
 # Ends an error about one image, before its path as the setting takes it.
-PASS_BY = "; to pass it by: leave-out="
+LEAVE_OUT_WAY = "; to pass it by: leave-out="
 NOT_CHOSEN = "in a split that is neither trained nor tested on"
 
 
@@ -121,7 +121,7 @@ def _raw_split(name: str, root: Path, files: list[tuple[str, str]], class_names:
             try:
                 image_HWC = decoder.file(read_image_file(path, where), where)
             except CorruptImage as error:
-                raise CorruptImage(f"{error}{PASS_BY}{printable(files[row][0])}") from error
+                raise CorruptImage(f"{error}{LEAVE_OUT_WAY}{printable(files[row][0])}") from error
             yield image_HWC
 
     labels_N = np.array([index[label] for _, label in files], np.int64)

@@ -21,6 +21,8 @@ LEARNING_RATE = 2e-3
 # Epochs without a better score on the validation images after which training ends.
 PATIENCE = 6
 _VALIDATION_SHARE = 0.1
+# Share of the steps in which the learning rate rises.
+_RISING = 0.1
 
 
 class Pairs(NamedTuple):
@@ -73,7 +75,9 @@ def train_decoder(
         decoder = DECODERS[name](sizes) if start is None else start
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     steps = epochs * (len(training.images_NCHW) // BATCH or 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    # Of exactly 10 steps it would divide by zero.
+    length = steps + 1 if steps * _RISING == 1 else steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=length, pct_start=_RISING)
     order = np.random.default_rng(seed)
     best, best_epoch = copy.deepcopy(decoder.state_dict()), 0
     best_score = -np.inf if start is None else score(decoder, validation)

@@ -18,6 +18,8 @@ from psl_flower.errors import ConfigError
 
 # Fewer teach a decoder nothing.
 LEAST_IMAGES = 20
+# Victims by default.
+MOST_VICTIMS = 500
 # Smashed data of all looks at all images are held in memory, float32.
 MOST_BYTES = 2**30
 
@@ -70,7 +72,7 @@ def chosen_samples(
         If too few images are left.
     """
     drawn = np.random.default_rng(settings.seed).permutation(pool_N)
-    number = settings.victims or max(2, min(500, len(drawn) // 5))
+    number = settings.victims or max(2, min(MOST_VICTIMS, len(drawn) // 5))
     victims, others = drawn[:number], drawn[number:]
     others = others[: min(settings.auxiliary, max(LEAST_IMAGES, MOST_BYTES // num_bytes))]
     if len(others) < LEAST_IMAGES:

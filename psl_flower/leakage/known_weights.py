@@ -22,7 +22,7 @@ STEPS, EVERY = 60, 10
 _LEARNING_RATE, _ROUGHNESS = 0.02, 0.02
 _BATCH = 64
 # Auxiliary images that the number of steps is chosen by.
-_MOST_VALIDATION = 128
+MOST_VALIDATION = 128
 
 
 def best_steps(
@@ -37,7 +37,7 @@ def best_steps(
 
     Parameters are those of `mended`, for auxiliary images that no decoder was trained on, with their originals.
     """
-    start_NCHW, wanted = start_NCHW[:_MOST_VALIDATION], wanted.part(slice(_MOST_VALIDATION))
+    start_NCHW, wanted = start_NCHW[:MOST_VALIDATION], wanted.part(slice(MOST_VALIDATION))
     scores = torch.zeros(STEPS // EVERY + 1)
     for first in range(0, len(start_NCHW), _BATCH):
         batch = slice(first, first + _BATCH)

@@ -31,7 +31,7 @@ table { white-space: nowrap; }
 img { display: block; width: 100%; image-rendering: pixelated; }
 """
 _BODY = """<h1>What run {{ report.run }} gives away</h1>
-<p class="verdict">{{ lines[0] }}</p>
+<p class="verdict">{{ lines[0] }}{% if report.reduced %} {{ report.reduced }}{% endif %}</p>
 <h2>Originals and what was rebuilt</h2>
 <p>Images of {{ report.dataset }} that no decoder was trained on. The attacked ones are not shown.</p>
 {% for title, source in pictures %}<figure><figcaption>{{ title }}</figcaption>
@@ -47,7 +47,7 @@ _BODY = """<h1>What run {{ report.run }} gives away</h1>
 
 def write(folder: Path, report: Leakage, pictures: Sequence[Pictures]) -> tuple[dict[str, Any], Path]:
     """Write report.json and page.html to a folder; return the JSON report and the page's path."""
-    content = msgspec.to_builtins(report) | {"verdict": report.verdict}
+    content = msgspec.to_builtins(report) | {"verdict": report.verdict, "reduced": report.reduced}
     write_file(folder / "report.json", json.dumps(content, indent=1).encode() + b"\n", RunError, parents=True)
     write_file(folder / "page.html", render(report, pictures).encode(), RunError)
     return content, folder / "page.html"

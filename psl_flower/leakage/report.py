@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from psl_flower.leakage.gradients import LabelGuess
+from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.measures import Interval
 from psl_flower.leakage.seams import Seam
 from psl_flower.text import counted, duration
@@ -117,6 +118,19 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def reduced(self) -> str:
+        """A sentence where the attackers were given less than by default; else empty."""
+        full, less = AuditSettings(), list[str]()
+        if self.epochs < full.epochs:
+            less.append(f"{counted(self.epochs, 'pass')} in place of {full.epochs}")
+        # Where there are fewer images than were asked for, asking for more would not have given more.
+        if self.auxiliary == self.auxiliary_asked < full.auxiliary:
+            less.append(f"{counted(self.auxiliary, 'auxiliary image')} in place of up to {full.auxiliary}")
+        if not less:
+            return ""
+        return f"A reduced audit: its attackers had at most {' and '.join(less)}. A full one may find more."
+
+    @property
     def floor(self) -> AttackFinding:
         """The strongest attacker without codes, by the auxiliary images."""
         floors = [found for found in self.findings if found.knows in (LABEL, CONSTANT)]
@@ -160,6 +174,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         replayed = [self.replayed.line] if self.replayed else ["One look, that of the finished network, was attacked."]
         return [
             self.verdict,
+            *([self.reduced] if self.reduced else []),
             f"{self.victims} training images, {crossing} an image and look; the attacker has {self.auxiliary} other "
             f"training images{short}. Levels: {'; '.join(LEVELS.values())}.",
             *replayed,

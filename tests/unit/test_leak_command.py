@@ -77,6 +77,21 @@ def test_leak_tells_people_and_can_do_without_training(psl):
     assert "from the gradients of 1 look" in out
 
 
+def test_a_quick_audit_says_that_it_is_weaker(psl, workspace):
+    status, out, err = psl("leak", "codes", "--quick", "--victims", "10", "--epochs", "2", "--auxiliary", "20")
+    assert status == 0
+    said = (
+        "A reduced audit: its attackers had at most 2 passes in place of 30 and 20 auxiliary images in place of up to "
+        "5000. A full one may find more."
+    )
+    assert said in " ".join(out.split())
+    assert "attacks by decoders of up to 2 passes over 20 images: about 0:" in err
+    assert "One look, that of the finished network, was attacked" in out
+    place = workspace / "runs" / "codes" / "leak"
+    assert said in html.unescape((place / "page.html").read_text())
+    assert json.loads((place / "report.json").read_text())["reduced"] == said
+
+
 REFUSED = [
     (["leak", "codes", "--victims", "30"], 1, "victims: of 40 training images 10 are left to learn from"),
     (["leak", "none"], 1, "none"),

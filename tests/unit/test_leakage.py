@@ -233,8 +233,13 @@ def test_the_verdict_in_words(similarity, first, verdict):
     assert "knowing class alone 0.20" in report.verdict
     assert len(report.rows()) == 5
     assert report.lines()[0] == report.verdict
-    assert "20 other training images (of 50 asked)" in report.lines()[1]
-    assert "One look, that of the finished network, was attacked" in report.lines()[2]
+    assert report.lines()[1] == report.reduced  # 3 passes, and as many images as there are
+    assert (
+        report.reduced
+        == "A reduced audit: its attackers had at most 3 passes in place of 30. A full one may find more."
+    )
+    assert "20 other training images (of 50 asked)" in report.lines()[2]
+    assert "One look, that of the finished network, was attacked" in report.lines()[3]
 
 
 def test_all_looks_and_the_strongest_level_come_first():
