@@ -178,11 +178,14 @@ def run_on(folder: Path, dataset: str) -> RunFolder:
 def test_only_what_a_run_got_wrong(folder: Path) -> None:
     psl(*sealing(folder))
     run = run_on(folder, "sealed").path
+    # Images are numbered in a secret order, so each has another label in every sealing.
+    labels_N = prepare_stores(RunFolder(run).read_config()).labels
+    sample, wrong_N = np.array([2, 61, 70, 5]), (labels_N + 1) % 10
     np.savez(
         run / "predictions.npz",
-        sample=np.array([2, 61, 70, 5]),
-        label=np.array([1, 2, 3, 4]),
-        predicted=np.array([1, 9, 8, 0]),
+        sample=sample,
+        label=labels_N[sample],
+        predicted=np.array([labels_N[2], *wrong_N[sample[1:]]]),
         confidence=np.array([0.9, 0.4, 0.8, 0.99], np.float32),
         split=np.array(["train", "test", "test", "train"]),
     )
@@ -190,7 +193,10 @@ def test_only_what_a_run_got_wrong(folder: Path) -> None:
     arguments += ["--identity", folder / "alice.key", "--identity", folder / "bob.key"]
     psl(*arguments, "--split", "test", "--out", folder / "wrong")
     rows = list(csv.DictReader((folder / "wrong" / "images.csv").open()))
-    assert [(row["image"], row["predicted"]) for row in rows] == [("70", "8"), ("61", "9")]
+    assert [(row["image"], row["predicted"]) for row in rows] == [
+        ("70", str(wrong_N[70])),
+        ("61", str(wrong_N[61])),
+    ]
     # By its name in the workspace, too; the error for another one is that of all commands.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PSL_WORKSPACE", str(folder / "workspace"))
