@@ -18,7 +18,8 @@ from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, Positi
 from psl_flower.flower.asking import ask_hosts
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
-from psl_flower.flower.placement import Placement, holders_of, last_holders, place
+from psl_flower.flower.node_names import last_holders
+from psl_flower.flower.placement import Placement, holders_of, place
 from psl_flower.flower.waiting import once_nodes_are_online
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint

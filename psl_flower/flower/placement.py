@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionError, PositionMissing, StoreError
+from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.flower.messages import ask, message
-from psl_flower.patches.assignment import positions_by_upper
+from psl_flower.flower.node_names import node_names, with_parties, with_positions
 from psl_flower.text import counted
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_alignment, check_positions
@@ -50,35 +50,7 @@ class Placement:
 
     def absence(self, assignment: Sequence[int]) -> str:
         """Return the absent Uppers and their positions as text; empty if none are absent."""
-        return "; ".join(_with_positions(m, assignment) for m in self.absent)
-
-
-def last_holders(
-    error: PeerLost | NodeLost | PositionMissing,
-    held: Mapping[int, int],
-    names: Mapping[int, str],
-    assignment: Sequence[int],
-    parties: Sequence[str] = (),
-) -> str:
-    """Return who last held what is missing, as the end of a sentence; empty where that is not known.
-
-    `held` has the node, by its id, that last hosted each Upper or the Adaptation Net, `names` has those nodes' names,
-    `parties` those of the parties if they have any.
-    """
-    if isinstance(error, PositionMissing):
-        lost = [m for m in held if m in error.uppers or not error.uppers]
-    else:
-        lost = [m for m, node in held.items() if node in error.nodes or not error.nodes]
-    words = {
-        m: "the Adaptation Net" if m == ADAPTATION else f"party {parties[m]!r}" if parties
-        else _with_positions(m, assignment)
-        for m in sorted(lost)
-    }  # fmt: skip
-    return "; ".join(f"{names[held[m]]} last held {word}" for m, word in words.items())
-
-
-def _with_positions(m: int, assignment: Sequence[int]) -> str:
-    return f"Upper {m} (position {', '.join(map(str, positions_by_upper(assignment)[m]))})"
+        return "; ".join(with_positions(m, assignment) for m in self.absent)
 
 
 def place(
@@ -219,22 +191,6 @@ def _inventories(
         time.sleep(_POLL_S if not new else 0)
 
 
-def node_names(
-    grid: Grid, nodes: Collection[int], parties: Callable[[int], Iterable[str]] = lambda node: ()
-) -> dict[int, str]:
-    """Return each node's name: its registered one with Flower's id, or the id alone; then those of its `parties`.
-
-    `flwr supernode list` knows ids alone.
-    """
-    registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
-    names = {}
-    for node in nodes:
-        name = registered.get(node, "")
-        words = [*([f"id {node}"] if name else []), *dict.fromkeys(parties(node))]
-        names[node] = f"node {name or node}" + (f" ({', '.join(words)})" if words else "")
-    return names
-
-
 def _ask_inventories(
     grid: Grid,
     nodes: Sequence[int],
@@ -343,7 +299,7 @@ def _place_simulated(
     names = {node: f"node {inventories[node].partition}" for node in nodes}
     own = nodes.pop() if adaptation else None
     hosts = {node: tuple(uppers[i :: len(nodes)]) for i, node in enumerate(nodes)}
-    names |= {node: _called(names[node], hosted, task.names) for node, hosted in hosts.items()}
+    names |= {node: with_parties(names[node], hosted, task.names) for node, hosted in hosts.items()}
     claims = _ask_claims(grid, hosts, names, task, timeout_s)
     held = {names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}
     check_positions(held, assignment, without, task.names)
@@ -382,11 +338,6 @@ def _simulated_transport(asked: str, num_nodes: int, slots: int, adaptation: boo
         f"{counted(num_nodes, 'simulated node')} share {counted(slots, 'slot')}, so they cannot run at once "
         "and every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
     )
-
-
-def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
-    """Return the name of a node that hosts these parties, where parties have names."""
-    return f"{node} ({', '.join(dict.fromkeys(names[m] for m in parties))})" if names else node
 
 
 def _ask_claims(

@@ -3,7 +3,7 @@
 from flwr.proto.node_pb2 import NodeInfo
 
 from psl_flower.errors import NodeLost, PeerLost, PositionMissing
-from psl_flower.flower.placement import last_holders, node_names
+from psl_flower.flower.node_names import last_holders, node_names
 from psl_flower.wire.messages import ADAPTATION
 from tests.in_process import InProcessGrid
 

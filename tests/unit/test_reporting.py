@@ -45,6 +45,7 @@ def test_how_long_the_training_takes_is_said_after_some_steps(tmp_path):
     for step in range(1, 8):
         seconds = 9.0 if step == 1 else 1.5  # the first is slower
         reporter.step(dataclasses.replace(_report(step), seconds=seconds))
+    reporter.end("stopped", "told to")  # or its event file is written on when its folder is gone
     said = [line for line in (run.path / "log.txt").read_text().splitlines() if "of training left" in line]
     assert len(said) == 1
     assert said[0].endswith("about 10:00 of training left: 400 steps of 1.5 s, and evaluations")
