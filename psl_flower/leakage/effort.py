@@ -48,7 +48,7 @@ class Effort(NamedTuple):
         return one + (_STARTS * _JOINED * self.decoder + self.mending if self.joined else 0.0)
 
     def of(self, what: str) -> float:
-        """Return the seconds of an attack, by what `Audit.on_progress` is told of it."""
+        """Return the seconds of an attack, by what `Attacks.on_progress` is told of it."""
         if what.startswith("mending"):
             return self.mending
         if what.startswith("substitute"):
@@ -119,7 +119,7 @@ class Course:
     _at: float = 0.0  # share of the attack
 
     def note(self, what: str, done: int, total: int) -> None:
-        """Note that `done` of `total` passes of an attack, at most, are over; see `Audit.on_progress`."""
+        """Note that `done` of `total` passes of an attack, at most, are over; see `Attacks.on_progress`."""
         now, at = time.monotonic(), done / max(1, total)
         if what != self._what or at < self._at:
             self._began = self._began or now
