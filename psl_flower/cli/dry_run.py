@@ -32,6 +32,7 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     """
     from psl_flower.engine.build import Blueprint
     from psl_flower.kinds import Train
+    from psl_flower.launch.sizing import check_simulated
     from psl_flower.runs.tracking import check_tracker
     from psl_flower.stores.planned import plan_stores
     from psl_flower.system.devices import choose_device
@@ -41,6 +42,7 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     work = kind.find()
     config = work.config
     check_tracker(config)
+    check_simulated(config)
     device = choose_device(config.machine.device)
     planned = plan_stores(config)
     description = planned.description

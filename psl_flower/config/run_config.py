@@ -76,8 +76,6 @@ class RunConfig:
                 "noise, which averages out; leave one out"
             )
 
-        if self.wire.adaptation_node and not self.network.adaptation_server:
-            raise ConfigError("adaptation-node: is set, but adaptation-server is not; set both, or neither")
         if self.training.freeze_uppers_after == 0 and (self.network.average_every or self.network.adaptation_server):
             key = "average-every" if self.network.average_every else "adaptation-server"
             raise ConfigError(

@@ -11,7 +11,7 @@ TRANSPORTS = ("auto", "stream", "flower")
 ON_MISSING_NODE = ("wait", "continue")
 CODECS = ("float32", "bfloat16", "float16", "int8")
 
-_NODE_ID = Form(r"([0-9]{1,20})?", "a node's id in digits, as flwr supernode list prints it")
+_NODE_ID = Form(r"([1-9][0-9]{0,19})?", "a node's id in digits, as flwr supernode list prints it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from psl_flower.data.account import LeftOutTally
 from psl_flower.data.array_files import ARRAY_ERRORS, IDX_NAME, StoredArray, stored_arrays
 from psl_flower.data.columns import FEWEST_PIXELS, Columns, read_labels, side_of_square
 from psl_flower.data.images import RawDataset, RawSplit, joined
-from psl_flower.data.options import SourceOptions
+from psl_flower.data.options import SourceOptions, leave_out_setting
 from psl_flower.data.pixels import Decoder, channels_last
 from psl_flower.data.splits import choose_splits, split_name, split_word, words_of
 from psl_flower.errors import DataError
@@ -84,7 +84,9 @@ class ArrayFolder:
             If a file is damaged, there are no images or no labels, several arrays may be either, or they do not fit.
         """
         for path, reason in self.broken.items():
-            raise DataError(f"{name}: {printable(path)}: {reason}; replace it, or leave it out with leave-out={path}")
+            raise DataError(
+                f"{name}: {printable(path)}: {reason}; replace it, or leave it out with {leave_out_setting(path)}"
+            )
         if not self.images or not self.labels:
             raise DataError(f"{name}: {self._what_lacks()}")
         images, labels = self._by_split(name)
@@ -144,7 +146,7 @@ class ArrayFolder:
             elif split not in images and not (self._options.train_split and self._options.test_split):
                 raise DataError(
                     f"{name}: {printable(str(array))} holds labels of split {split!r}, of which there are no images; "
-                    f"add these, or leave the labels out, such as with leave-out={printable(array.path)}"
+                    f"add these, or leave the labels out, such as with {leave_out_setting(array.path)}"
                 )
         return found
 
@@ -267,7 +269,7 @@ def _one_for_each_split(name: str, what: str, key: str, arrays: list[StoredArray
             raise DataError(
                 f"{name}: several arrays can be the {what}{f' of split {split!r}' if split else ''} "
                 f"({printable(str(other))}, {printable(str(array))}); choose one with {key}, or leave files out with "
-                f"leave-out, such as leave-out={printable(array.path)}"
+                f"leave-out, such as {leave_out_setting(array.path)}"
             )
     return found
 

@@ -17,15 +17,15 @@ from psl_flower.data.account import LeftOutTally
 from psl_flower.data.files import FileKind, Listing, kind_of, list_files, read_image_file
 from psl_flower.data.images import RawDataset, RawSplit, joined
 from psl_flower.data.layout import Layout
-from psl_flower.data.options import SourceOptions
+from psl_flower.data.options import SourceOptions, leave_out_setting
 from psl_flower.data.pixels import Decoder
 from psl_flower.data.splits import choose_splits
 from psl_flower.errors import CorruptImage, DataError
 from psl_flower.text import counted, printable
 
 _HEIC = " (HEIC: install the extra instead, pip install 'psl-flower[heif]')"
-# Ends an error about one image, before its path as the setting takes it.
-LEAVE_OUT_WAY = "; to pass it by: leave-out="
+# Ends an error about one image, before the setting that skips it.
+LEAVE_OUT_WAY = "; to skip it, besides what is left out already: "
 NOT_CHOSEN = "in a split that is neither trained nor tested on"
 
 
@@ -105,9 +105,10 @@ def _check_classes(dataset: str, layout: Layout, kinds: dict[str, FileKind]) -> 
     if unreadable:
         example = printable(unreadable[0])
         ending = PurePosixPath(example).suffix
+        way = f"leave-out=*{ending}" if ending else leave_out_setting(unreadable[0])
         raise DataError(
             f"{dataset}: {counted(len(unreadable), 'picture')} in class folders cannot be decoded, such as {example}; "
-            f"convert them, to PNG say{_HEIC}, or pass them by with leave-out={f'*{ending}' if ending else example}"
+            f"convert them, to PNG say{_HEIC}, or skip them with {way}"
         )
 
 
@@ -121,7 +122,7 @@ def _raw_split(name: str, root: Path, files: list[tuple[str, str]], class_names:
             try:
                 image_HWC = decoder.file(read_image_file(path, where), where)
             except CorruptImage as error:
-                raise CorruptImage(f"{error}{LEAVE_OUT_WAY}{printable(files[row][0])}") from error
+                raise CorruptImage(f"{error}{LEAVE_OUT_WAY}{leave_out_setting(files[row][0])}") from error
             yield image_HWC
 
     labels_N = np.array([index[label] for _, label in files], np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from psl_flower.data.options import SourceOptions
+from psl_flower.data.options import SourceOptions, leave_out_setting
 from psl_flower.data.splits import NO_TEST_SPLIT, find_name, named_splits, split_word
 from psl_flower.errors import DataError
 from psl_flower.text import counted
@@ -133,7 +133,7 @@ def _splits(dataset: str, top: _Folder) -> dict[str, _Folder] | None:
             raise DataError(
                 f"{dataset}: {split!r} looks like a split, with classes in it, and {others[0]!r} like a class; name "
                 f"both train-split and test-split (such as train-split={split} test-split={NO_TEST_SPLIT}), or leave "
-                f"folders out with leave-out={others[0]}"
+                f"folders out with {leave_out_setting(others[0])}"
             )
         return {name: folders[name] for name in named}
     flat = named if alike else plain
@@ -166,7 +166,7 @@ def _divided(dataset: str, top: _Folder, splits: dict[str, _Folder], options: So
         if others and place:
             raise DataError(
                 f"{dataset}: the images in {place} would be in no split; name both train-split and test-split, or pass "
-                f"the folder by with leave-out={place.rstrip('/')}"
+                f"the folder by with {leave_out_setting(place.rstrip('/'))}"
             )
         layout.left_out.append((path, NOT_ASKED if place else NO_CLASS))
     return layout

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.data.columns import Resolve
+from psl_flower.data.options import leave_out_setting
 from psl_flower.data.table import Table
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
@@ -143,4 +144,4 @@ def _leave_out(tables: Mapping[str, Table], first: _Place, other: _Place) -> str
     """Return the way out where two rows come from two files; empty where they do not, or that is not known."""
     origins = [tables[place.split].origin for place in (first, other)]
     files = [origin(place.row)[0] for origin, place in zip(origins, (first, other), strict=True) if origin is not None]
-    return f", or leave a table out with leave-out={printable(files[1])}" if len(set(files)) == 2 else ""
+    return f", or leave a table out with {leave_out_setting(files[1])}" if len(set(files)) == 2 else ""

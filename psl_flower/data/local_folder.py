@@ -19,7 +19,7 @@ from psl_flower.data.image_folder import read_image_folder
 from psl_flower.data.images import RawDataset
 from psl_flower.data.layout import NO_CLASS, Layout, read_layout
 from psl_flower.data.lost_folders import check_lost_folders
-from psl_flower.data.options import SourceOptions
+from psl_flower.data.options import SourceOptions, leave_out_setting
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
 
@@ -280,7 +280,7 @@ def _check_archives(name: str, root: Path, archives: Iterable[str]) -> None:
         if path.lower().endswith(_TAR_ENDINGS) or is_image_name(posixpath.splitext(path)[0]) or _images_in(root / path):
             raise DataError(
                 f"{name}: {printable(path)} may hold images, which would be left out: unpack it, or pass it by with "
-                f"leave-out={printable(path)}"
+                f"{leave_out_setting(path)}"
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from psl_flower.data.files import FileKind, Listing
 from psl_flower.data.layout import Layout
-from psl_flower.data.options import SourceOptions
+from psl_flower.data.options import SourceOptions, leave_out_setting
 from psl_flower.data.splits import split_word
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
@@ -43,7 +43,7 @@ def check_lost_folders(
         if posixpath.dirname(link) in levels and _may_be_folder(posixpath.basename(link)):
             raise DataError(
                 f"{dataset}: {printable(link)}, where the folder of a split or a class would be, is a link to nothing; "
-                f"mend it, or pass it by with leave-out={printable(link)}"
+                f"mend it, or pass it by with {leave_out_setting(link)}"
             )
     empty = []
     for folder in listing.folders:
@@ -54,12 +54,12 @@ def check_lost_folders(
         if not named and _is_split(folder, full):
             raise DataError(
                 f"{dataset}: the folder {printable(folder)} is called as a split and holds {_found(within)}: "
-                f"add its images, or pass it by with leave-out={printable(folder)}"
+                f"add its images, or pass it by with {leave_out_setting(folder)}"
             )
         if above in beside_classes and (odd := [path for path in within if not _is_text(listing, kinds, path)]):
             raise DataError(
                 f"{dataset}: the folder {printable(folder)} lies beside class folders and holds {_found(odd)}: convert "
-                f"them, to PNG say, or pass the folder by with leave-out={printable(folder)}"
+                f"them, to PNG say, or pass the folder by with {leave_out_setting(folder)}"
             )
         if above in beside_classes and not within:
             empty.append(folder)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from psl_flower.config import GROUP_OF, GROUPS
 from psl_flower.config.data import parse_background, parse_pixel_range
 from psl_flower.config.fields import fields_of
+from psl_flower.text import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,3 +68,10 @@ class SourceOptions:
         first = ("image_column", "label_column", "test_fraction", "seed", "max_train", "max_test")
         default = SourceOptions().values()
         return {name: value for name, value in self.values().items() if name in first or value != default[name]}
+
+
+def leave_out_setting(*paths: str) -> str:
+    """Return the setting `leave_out` as to be typed for these paths, whatever characters of patterns they have."""
+    # A comma would end the pattern.
+    patterns = (re.sub(r"[\[*?]", r"[\g<0>]", printable(path)).replace(",", "?") for path in paths)
+    return f"leave-out={','.join(patterns)}"

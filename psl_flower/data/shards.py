@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from psl_flower.data.options import leave_out_setting
 from psl_flower.data.splits import split_word
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
@@ -99,7 +100,7 @@ def _check_whole(
         raise DataError(
             f"{name}: {counted(len(missing), 'part')} of {total}, such as {printable(missing[0])}, "
             f"{'are' if len(missing) > 1 else 'is'} missing{why} beside {printable(path)}: complete the dataset, or do "
-            f"without with leave-out={','.join(map(printable, missing[:3]))}{',...' if len(missing) > 3 else ''}"
+            f"without with {leave_out_setting(*missing[:3])}{',...' if len(missing) > 3 else ''}"
         )
 
 
@@ -141,7 +142,7 @@ def check_places(name: str, split: str, places: Mapping[str, str]) -> None:
         left = other_place or place
         raise DataError(
             f"{name}: {printable(one)} and {printable(other)} lie in different folders and both hold split {split!r}, "
-            f"so their images may be the same: leave one folder out, such as with leave-out={printable(left)}, or put "
+            f"so their images may be the same: leave one folder out, such as with {leave_out_setting(left)}, or put "
             "all files of the split into one folder"
         )
 
@@ -161,5 +162,5 @@ def _twice(name: str, one: str, other: str, why: str, left: str = "") -> DataErr
     left = left or max(one, other, key=lambda path: (split_word(posixpath.basename(path))[0] != "train", len(path)))
     return DataError(
         f"{name}: the images of {printable(one)} and {printable(other)} would be taken twice ({why}); leave one out, "
-        f"such as with leave-out={printable(left)}"
+        f"such as with {leave_out_setting(left)}"
     )

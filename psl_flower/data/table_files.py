@@ -19,6 +19,7 @@ from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
 from psl_flower.data.expansion import check_expansion
 from psl_flower.data.files import is_image_name
 from psl_flower.data.imageless_tables import near_miss
+from psl_flower.data.options import leave_out_setting
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
 from psl_flower.data.shards import check_copies, check_places, check_shards, joined_files, shard_of
 from psl_flower.data.splits import split_word
@@ -104,7 +105,7 @@ class ImageTables:
             if not large_only or Path(path).suffix.lower() in LARGE_ENDINGS:
                 raise DataError(
                     f"{name}: {printable(path)} {self.others[path]}; what it holds would be left out: mend it, or "
-                    f"leave it out with leave-out={printable(path)}"
+                    f"leave it out with {leave_out_setting(path)}"
                 )
 
     def by_split(self, name: str) -> dict[str, list[str]]:
@@ -134,7 +135,7 @@ class ImageTables:
         if alone:
             raise DataError(
                 f"{name}: {alone[0]} lists images and tells no split by its name, unlike "
-                f"{next(iter(found.values()))[0]}; rename it, or leave it out with leave-out={alone[0]}"
+                f"{next(iter(found.values()))[0]}; rename it, or leave it out with {leave_out_setting(alone[0])}"
             )
         return found
 

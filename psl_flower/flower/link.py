@@ -120,9 +120,9 @@ class NodeLink:
         except (PeerLost, NodeLost, PositionMissing) as error:
             names = self._task.names
             known = last_holders(error, self._held, self._holder_names, self._assignment, names)
-            if not known:
-                raise
-            raise type(error)(f"{error}; {known}") from error
+            if known:
+                error.args = (f"{error}; {known}",)
+            raise
         self._holder_names |= self._placement.names
         self._held |= {m: node for node, hosted in self._placement.parties.items() for m in hosted}
         if not collecting:  # training is over

@@ -141,7 +141,7 @@ def ask(
             if time.monotonic() > deadline:
                 if leave_out_lost:
                     return answers
-                silent = tuple(node for node in node_of.values() if node not in answers)
+                silent = tuple(node for node in node_of.values() if node not in answers and node not in lost)
                 named = ", ".join(names.get(node, str(node)) for node in silent)
                 lost_nodes = PeerLost(
                     f"no answer within {timeout_s:g} s from {named}, which may be at work on another run"

@@ -116,6 +116,11 @@ def place(
             if refused:
                 raise _missing(str(error), refused, refused_ends, error.uppers) from None
             raise
+        if placement.adaptation is not None:
+            for node, inventory in inventories.items():
+                if inventory.adaptation and node != placement.adaptation:
+                    name = placement.names[node]
+                    log.warning("%s has the role 'adaptation' but is not adaptation-node; it is left out", name)
         for failure in refused.values():
             log.warning("%s; it is left out%s", failure, "" if placement.absent else ", and is not needed")
         return placement
@@ -250,15 +255,13 @@ def _place_deployed(
 
 def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str], only: str) -> int:
     """Return the one node that its operator has given the role; if `only` is an id, no other node will do."""
-    found = [node for node, inventory in inventories.items() if inventory.adaptation]
-    others = [names[node] for node in found if only and str(node) != only]
-    if others:
-        log.warning("%s: has the role 'adaptation' but is not adaptation-node %s; left out", ", ".join(others), only)
-        found = [node for node in found if str(node) == only]
+    claimants = [node for node, inventory in inventories.items() if inventory.adaptation]
+    found = [node for node in claimants if only in ("", str(node))]
     if not found:
-        which = f"adaptation-node {only} is not there, or has not" if only else "no node has"
+        which = f"adaptation-node {only} is not connected, or does not have" if only else "no node has"
+        others = f" (not asked for: {', '.join(names[node] for node in claimants)})" if claimants else ""
         missing = PositionMissing(
-            f"{which} the role of the Adaptation Net's server; start a SuperNode with "
+            f"{which} the role of the Adaptation Net's server{others}; start a SuperNode with "
             "--node-config \"role='adaptation'\", or train without adaptation-server"
         )
         missing.uppers = (ADAPTATION,)

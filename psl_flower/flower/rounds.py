@@ -207,7 +207,7 @@ class RoundsStrategy(Strategy):
         refusals: list[NodeError] = []
 
         def hear(reply: Message) -> None:
-            # A node that refuses opens no stream, which the Lower would wait for. One that is lost may come back.
+            # A node that refuses opens no stream, which the Lower would wait for. A lost one is waited for.
             failure = self._link.reported_failure([reply])
             if failure is not None and not isinstance(failure, NodeLost) and thread.is_alive() and not refusals:
                 refusals.append(failure)

@@ -41,8 +41,11 @@ class Train(Kind):
         Raises
         ------
         ConfigError
-            If there is no batch at all, or one Upper alone would hold whole images and that is not allowed.
+            If there is no batch at all, one Upper alone would hold whole images and that is not allowed, or a node is
+            named for an Adaptation Net that the server hosts.
         """
+        if work.config.wire.adaptation_node and not work.config.network.adaptation_server:
+            raise ConfigError("adaptation-node: is set, but adaptation-server is not; set both, or neither")
         if not work.config.patches.allow_whole_images:
             refuse_whole_images(description)
         training = planned(work.config, description).training

@@ -13,7 +13,7 @@ from psl_flower.config import EMBEDDED
 from psl_flower.config.fields import fields_of
 from psl_flower.errors import RunError
 from psl_flower.kinds import HowToContinue, Kind, Work, setting_groups
-from psl_flower.launch.sizing import simulation
+from psl_flower.launch.sizing import check_simulated, simulation
 from psl_flower.launch.superlink import LocalSuperLink, Waiting, silently
 from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.text import OnProgress, expanded
@@ -58,6 +58,7 @@ def prepare(
     from psl_flower.stores.prepare import prepare_stores
 
     work = kind.find()
+    check_simulated(work.config)
     if begin is not None:
         begin(work)
     stores = prepare_stores(work.config, progress)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError
 from psl_flower.system.machine import count_gpus, usable_cores
 
 # Flower's simulation runs at most this many handlers at once (vce_api.py: ThreadPoolExecutor()).
 POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
 _FEWEST = 4
+
+
+def check_simulated(config: RunConfig) -> None:
+    """Raise ConfigError if a setting makes sense only with real nodes."""
+    if config.wire.adaptation_node:
+        raise ConfigError("adaptation-node: is the id of a real node; leave it out in a simulation")
 
 
 def simulation(

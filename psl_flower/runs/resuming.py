@@ -12,7 +12,8 @@ _OPERATIONAL = (
     "exchange_cert", "exchange_key", "exchange_client_ca", "exchange_plaintext_on_untrusted_network",
     "node_timeout_s", "step_timeout_s", "checkpoint_every", "keep_checkpoints", "progress_every_s", "collect_model",
     "tracker", "tracker_uri",
-    "evaluate_every", "keys", "keys_in_open_simulation", "owner", "on_missing_node", "allow_whole_images",
+    "evaluate_every", "keys", "keys_in_open_simulation", "owner", "on_missing_node", "adaptation_node",
+    "allow_whole_images",
 )  # fmt: skip
 
 

@@ -247,9 +247,18 @@ def test_only_the_named_node_is_given_the_role(config, stores_for, hosts, caplog
         )  # fmt: skip
 
     assert placed("13").adaptation == 13
-    assert "node 11: has the role 'adaptation' but is not adaptation-node 13; left out" in caplog.text
-    with pytest.raises(PositionMissing, match="adaptation-node 12 is not there, or has not the role"):
+    assert "node 11 has the role 'adaptation' but is not adaptation-node; it is left out" in caplog.text
+    with pytest.raises(PositionMissing, match=r"node 12 is not connected.* \(not asked for: node 11, node 13\)"):
         placed("12")
+
+
+@pytest.mark.parametrize("named", ["13", "11"])
+def test_a_run_gives_the_role_to_the_node_of_its_settings(named, oracle, config, stores_for, hosts, tmp_path):
+    """Through the strategy, with a second claimant."""
+    options = {"transport": "flower", "node_timeout_s": 20.0, "adaptation_node": named}
+    strategy, lower, placed = strategy_of(config, stores_for(config), tmp_path, **options)
+    assert differing(trained(strategy, lower, hosts(0, ROLE, 1, ROLE)), oracle) == []
+    assert {placement.adaptation for placement in placed} == {int(named)}
 
 
 def test_a_run_without_it_leaves_that_node_alone(config, stores_for, hosts):

@@ -92,6 +92,13 @@ def test_what_is_asked_for_decides_the_kind() -> None:
     assert kind_of(asked).without == {0, 3}  # type: ignore[attr-defined]
 
 
+def test_another_node_may_host_the_adaptation_net_of_a_resumed_run(tmp_path: Path) -> None:
+    config = RunConfig.of(adaptation_server=True, adaptation_node="13", workspace=str(tmp_path))
+    create_run(tmp_path, "old", "digits").write_config(config)
+    given = {"resume": "old", "workspace": str(tmp_path), "adaptation-node": "14"}
+    assert kind_of(given).find().config == config.replace(adaptation_node="14")
+
+
 def test_a_run_of_an_earlier_version_is_understood(tmp_path: Path) -> None:
     """It noted what it did beside the settings of the training."""
     noted = RunConfig.of(run_name="old", lr=0.5).to_mapping()

@@ -50,6 +50,20 @@ def test_keys_that_are_named_must_be_there(tmp_path, config):
     assert not (tmp_path / "mistyped").exists() and not (tmp_path / "workspace" / "stores").exists()
 
 
+def test_a_simulation_has_no_node_to_name(tmp_path, config):
+    asked = config.replace(adaptation_server=True, adaptation_node="13")
+    with pytest.raises(ConfigError, match="adaptation-node: is the id of a real node; leave it out in a simulation"):
+        prepare(Train(config=asked))
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_a_node_named_for_the_adaptation_net_needs_one_on_a_node(config):
+    stores = prepare_stores(config)
+    lone = Train(config=config.replace(adaptation_node="13"))
+    with pytest.raises(ConfigError, match="adaptation-node: is set, but adaptation-server is not"):
+        lone.check(lone.find(), stores.description)
+
+
 def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
     world = World(tmp_path / "sealed")
     world.seal(ArraySource())

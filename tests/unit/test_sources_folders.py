@@ -74,6 +74,16 @@ def test_broken_and_vanished_files_are_named(tmp_path):
         list(source.samples("train"))
 
 
+@pytest.mark.parametrize("name", ["img[1].png", "img, copy.png", "why?.png", "*.png", "a[!b]*?,.png"])
+def test_the_setting_that_skips_a_broken_image_works_as_it_is_printed(tmp_path, name):
+    folder = image_folder(tmp_path / "set", {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
+    (tmp_path / "set" / "train" / "cat" / name).write_bytes(b"nonsense")
+    with pytest.raises(CorruptImage) as error:
+        list(open_dataset(folder).samples("train"))
+    _, _, setting = str(error.value).rpartition("leave-out=")
+    assert len(list(open_dataset(folder, leave_out=setting).samples("train"))) == 6
+
+
 def test_channels_must_agree_across_splits(tmp_path):
     name = image_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1})
     (tmp_path / "set" / "test" / "dog" / "0.png").write_bytes(encode(np.zeros((6, 8), np.uint8)))
