@@ -124,15 +124,21 @@ class Course:
     _what: str = ""
     _at: float = 0.0  # share of the attack
 
+    @property
+    def over(self) -> float:
+        """Seconds of the forecast that are over."""
+        return self._done + (self._at * self.effort.of(self._what) if self._what else 0.0)
+
     def note(self, what: str, done: int, total: int) -> None:
         """Note that `done` of `total` passes of an attack, at most, are over; see `Attacks.on_progress`."""
         now, at = time.monotonic(), done / max(1, total)
-        if what != self._what or at < self._at:
+        # The same title again, from the beginning or after its end, is of another training.
+        if what != self._what or at < self._at or self._at >= 1:
             self._began = self._began or now
             self._done += self.effort.of(self._what) if self._what else 0.0
             self._what = what
         self._at = at
-        over, in_all = self._done + at * self.effort.of(what), self.effort.seconds
+        over, in_all = self.over, self.effort.seconds
         # Nothing is known of the first steps' time: they are over when this is first called.
         left = (now - self._began) * max(0.0, in_all / over - 1) if over and now > self._began else 0.0
         details = f"{done} of {total} at most" + (f", about {duration(left)} left for all attacks" if left else "")

@@ -7,10 +7,17 @@ import torch
 from tiny_run import make_run
 
 from psl_flower.leakage.attack import Pairs, train_decoder
+from psl_flower.leakage.audit import Attacks
+from psl_flower.leakage.complete import audit
 from psl_flower.leakage.decoders import Sizes
 from psl_flower.leakage.effort import Course, Effort, forecast, using
 from psl_flower.leakage.images import AuditSettings
+from psl_flower.leakage.recording import RecordedLooks
+from psl_flower.leakage.replay import Replay
 from psl_flower.patches import PatchGrid
+from psl_flower.protection import Protection
+from tests.engines import settings
+from tests.unit.leaks import network, pictures
 
 
 def test_a_forecast_grows_with_passes_images_and_looks(tmp_path, monkeypatch):
@@ -92,6 +99,29 @@ def test_the_time_left_counts_all_attacks(monkeypatch):
     assert shown[-1][1] == 25.0
     course.note("mending images of 1 look", 64, 64)
     assert shown[-1][1] == 35.0
+
+
+@pytest.mark.parametrize(("looks", "epochs"), [(0, 2), (2, 1), (2, 2)])
+def test_an_audit_takes_all_attacks_of_its_forecast_and_no_other(looks, epochs, stores_for):
+    """The forecast knows attacks by their titles and their number: who changes these changes `Effort`, too."""
+    victims, auxiliary = pictures(8, seed=1), pictures(40, seed=2)
+    net = network(Protection(name="code", size=4), "layer1")
+    again = None
+    if looks:
+        shape = (looks, 48, 4, 4, 1, 1)
+        received = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        recorded = RecordedLooks(
+            smashed_LNPChw=received, flipped_LN=torch.zeros(looks, 48, dtype=torch.bool),
+            gradient_LND=torch.zeros(looks, 48, 0), positions=(0,), shown=looks,
+        )  # fmt: skip
+        again = Replay(recorded, exact=True, seconds=1.0)
+    # Each kind of attack has digits of its own in the sum.
+    effort = Effort(1, bool(looks), decoder=1.0, substitutes=100.0, mending=1000.0)
+    course = Course(lambda *told: None, effort)
+    chosen = AuditSettings(victims=8, auxiliary=40, epochs=epochs)
+    attacks = Attacks(stores_for(settings()).description, victims, auxiliary, chosen, course.note)
+    audit(attacks, net, replay=again)
+    assert course.over == effort.seconds
 
 
 @pytest.mark.parametrize("epochs", [9, 10, 11])
