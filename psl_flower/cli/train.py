@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -232,7 +232,8 @@ class _Attempt:
             status, self.signalled = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             if not (status.state == "completed" and verdict.endswith("completed")) and run.path.is_dir():
-                shutil.copyfile(superlink.log, run.path / "flower.log")
+                with suppress(OSError):  # a full disk, say: the run's own end is what counts
+                    shutil.copyfile(superlink.log, run.path / "flower.log")
             return status, verdict
 
 
@@ -326,4 +327,5 @@ def _failure(ending: _Ending) -> RunError | None:
         if verdict.endswith("completed"):
             return None
         message = f"the run's work is done, but Flower reports {verdict}"
-    return RunError(message + (f" (Flower's log: {run.path / 'flower.log'})" if run.path.is_dir() else ""))
+    log = run.path / "flower.log"
+    return RunError(message + (f" (Flower's log: {log})" if log.is_file() else ""))

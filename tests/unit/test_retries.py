@@ -98,6 +98,16 @@ def test_a_stopped_run_exits_as_its_signal_says(
     assert raised.value.exit_code == expected
 
 
+def test_a_failure_names_flowers_log_where_there_is_one(attempts: list[object], run: RunFolder) -> None:
+    """A full disk takes none."""
+    for expected in ("gone", f"gone (Flower's log: {run.path / 'flower.log'})"):
+        attempts += [Status(state="failed", message="error: gone")]
+        with pytest.raises(RunError) as raised:
+            train.completed({}, Train(), 0)
+        assert str(raised.value) == expected
+        (run.path / "flower.log").touch()
+
+
 def test_what_flower_gives_up_when_the_clock_leaps_goes_on_unasked(
     attempts: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
