@@ -146,8 +146,9 @@ def run_to_end(given: dict[str, object], kind: Kind, *, nodes: int = 0, retries:
         run = attempt.folder
         assert run is not None  # it has ended
         done = status.state == "completed" and verdict.endswith("completed")
-        leapt = clock.ahead_s() > _LEAP_S
-        if done or status.state == "stopped" or not (retries or leapt) or not kind.how_to_continue(run, True):
+        # A signal to all processes, as at a shutdown, may make the run fail before it can stop.
+        asked, leapt = status.state == "stopped" or attempt.signalled, clock.ahead_s() > _LEAP_S
+        if done or asked or not (retries or leapt) or not kind.how_to_continue(run, True):
             return _Ending(run, status, verdict, attempt.signalled)
         retries -= not leapt
         why = _leap(clock.ahead_s()) if leapt else f"{RESTARTING}, {counted(retries, 'retry')} left"
@@ -296,26 +297,29 @@ def _report(ending: _Ending, as_json: bool, seconds: float | None = None) -> Non
             say(line)
     elif done:
         say(status.message)
-    if status.state == "stopped":
-        _end_stopped(ending, quiet=as_json)
     if problem is not None:
-        raise problem
+        _end_undone(ending, problem, quiet=as_json)
 
 
 def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
     """Let a run go to its end, as `run_to_end`, and return its folder; raises RunError unless it has completed."""
     ending = run_to_end(given, kind, nodes=nodes)
-    if ending.status.state == "stopped":
-        _end_stopped(ending)
     if (problem := _failure(ending)) is not None:
-        raise problem
+        _end_undone(ending, problem)
     return ending.run
 
 
-def _end_stopped(ending: _Ending, *, quiet: bool = False) -> NoReturn:
-    """Report that a run stopped as asked, and exit: as after the signal, or with 1 if the file "stop" asked for it."""
-    if not quiet:
-        say(ending.status.message, err=True)
+def _end_undone(ending: _Ending, problem: RunError, *, quiet: bool = False) -> NoReturn:
+    """Report a run that was stopped, and exit: as after the signal, or with 1 if the file "stop" asked for it.
+
+    One that failed after a signal exits so too; without a signal its `problem` is raised. `quiet` leaves out the
+    message of a stopped run.
+    """
+    stopped = ending.status.state == "stopped"
+    if not stopped and not ending.signalled:
+        raise problem
+    if not (stopped and quiet):
+        say(ending.status.message if stopped else f"error: {problem}", err=True)
     raise typer.Exit(_SIGNALLED + ending.signalled if ending.signalled else 1)
 
 
