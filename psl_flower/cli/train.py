@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -146,8 +146,9 @@ def run_to_end(given: dict[str, object], kind: Kind, *, nodes: int = 0, retries:
         run = attempt.folder
         assert run is not None  # it has ended
         done = status.state == "completed" and verdict.endswith("completed")
-        leapt = clock.ahead_s() > _LEAP_S
-        if done or status.state == "stopped" or not (retries or leapt) or not kind.how_to_continue(run, True):
+        # A signal to all processes, as at a shutdown, may make the run fail before it can stop.
+        asked, leapt = status.state == "stopped" or attempt.signalled, clock.ahead_s() > _LEAP_S
+        if done or asked or not (retries or leapt) or not kind.how_to_continue(run, True):
             return _Ending(run, status, verdict, attempt.signalled)
         retries -= not leapt
         why = _leap(clock.ahead_s()) if leapt else f"{RESTARTING}, {counted(retries, 'retry')} left"
@@ -232,7 +233,8 @@ class _Attempt:
             status, self.signalled = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             if not (status.state == "completed" and verdict.endswith("completed")) and run.path.is_dir():
-                shutil.copyfile(superlink.log, run.path / "flower.log")
+                with suppress(OSError):  # a full disk, say: the run's own end is what counts
+                    shutil.copyfile(superlink.log, run.path / "flower.log")
             return status, verdict
 
 
@@ -295,26 +297,29 @@ def _report(ending: _Ending, as_json: bool, seconds: float | None = None) -> Non
             say(line)
     elif done:
         say(status.message)
-    if status.state == "stopped":
-        _end_stopped(ending, quiet=as_json)
     if problem is not None:
-        raise problem
+        _end_undone(ending, problem, quiet=as_json)
 
 
 def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
     """Let a run go to its end, as `run_to_end`, and return its folder; raises RunError unless it has completed."""
     ending = run_to_end(given, kind, nodes=nodes)
-    if ending.status.state == "stopped":
-        _end_stopped(ending)
     if (problem := _failure(ending)) is not None:
-        raise problem
+        _end_undone(ending, problem)
     return ending.run
 
 
-def _end_stopped(ending: _Ending, *, quiet: bool = False) -> NoReturn:
-    """Report that a run stopped as asked, and exit: as after the signal, or with 1 if the file "stop" asked for it."""
-    if not quiet:
-        say(ending.status.message, err=True)
+def _end_undone(ending: _Ending, problem: RunError, *, quiet: bool = False) -> NoReturn:
+    """Report a run that was stopped, and exit: as after the signal, or with 1 if the file "stop" asked for it.
+
+    One that failed after a signal exits so too; without a signal its `problem` is raised. `quiet` leaves out the
+    message of a stopped run.
+    """
+    stopped = ending.status.state == "stopped"
+    if not stopped and not ending.signalled:
+        raise problem
+    if not (stopped and quiet):
+        say(ending.status.message if stopped else f"error: {problem}", err=True)
     raise typer.Exit(_SIGNALLED + ending.signalled if ending.signalled else 1)
 
 
@@ -326,4 +331,5 @@ def _failure(ending: _Ending) -> RunError | None:
         if verdict.endswith("completed"):
             return None
         message = f"the run's work is done, but Flower reports {verdict}"
-    return RunError(message + (f" (Flower's log: {run.path / 'flower.log'})" if run.path.is_dir() else ""))
+    log = run.path / "flower.log"
+    return RunError(message + (f" (Flower's log: {log})" if log.is_file() else ""))

@@ -133,20 +133,29 @@ class Watch:
         """Record the run's end in its folder, after its processes have gone; return its last status.
 
         `state` is "stopped" or "failed", unless the run itself has said how it ended. `why` is one line, to which how
-        to continue is added.
+        to continue is added, and why the disk refuses what is written.
         """
         last = self._status()
         if last is not None and last.ended:
             return last
         last = last or self._run.read_status() or Status(state=state)
         again = self._again(self._run, True)
-        message = f"{why}; continue with: {again}" if again else why
-        ended = msgspec.structs.replace(last, state=state, message=message, eta_s=None)
+
+        def ended() -> Status:
+            message = f"{why}; continue with: {again}" if again else why
+            return msgspec.structs.replace(last, state=state, message=message, eta_s=None)
+
         if self._run.path.is_dir():
             # In this order: who copies the log can tell that its last line is the message of the status.
-            self._run.append_log("ERROR" if state == "failed" else "INFO", message)
-            self._run.write_status(ended)
-        return ended
+            try:
+                self._run.append_log("ERROR" if state == "failed" else "INFO", ended().message)
+            except RunError as error:
+                why = f"{why}; {error}"
+            try:
+                self._run.write_status(ended())
+            except RunError as error:
+                why = f"{why}; {error}"
+        return ended()
 
     def _status(self) -> Status | None:
         status = self._run.read_status()

@@ -83,6 +83,7 @@ def audit(
             *(finding for _, found in attacked for finding in found.findings), *attacks.of_logits(net).findings,
             *classes.findings,
         ),
+        threads=torch.get_num_threads(),
         replayed=None if replay is None else Replayed(
             shown=replay.looks.shown, joined=replay.looks.joined, exact=replay.exact, seconds=replay.seconds
         ),

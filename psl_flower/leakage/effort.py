@@ -1,7 +1,8 @@
 """What an audit takes: the threads that it computes with, its time, and how far it is.
 
 Decoders are small: on a machine whose cores are busy, several threads that wait for each other can be many times
-slower than one. So a few steps are timed with one thread and with all, and all are taken where they are clearly faster.
+slower than one. So a few steps are timed with one thread and with all, by turns, and all are taken where they are
+clearly faster.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from psl_flower.text import counted, duration
 
 # Images and passes of a timing; as many passes as steps.
 _TIMED_IMAGES, _TIMED_STEPS = BATCH + 16, 3
+# Timings of each number of threads; the least counts, since other load can only slow them down.
+_TURNS = 2
 # Share of the time of one thread below which several are taken: such short timings vary.
 _CLEARLY = 0.8
 # Trainings of decoders in an audit of one look: on codes, on those of substitutes, on logits and on classes.
@@ -79,17 +82,20 @@ def forecast(
         P, C, h, w = net.smash(torch.zeros(1, *pixels_NCHW.shape[1:])).shape[1:]
     pairs = Pairs(torch.rand(_TIMED_IMAGES, P, C, h, w), pixels_NCHW)
     sizes = Sizes(grid=description.grid(), smashed=(C, h, w), channels=description.channels)
-    timed = {threads: _timed(threads, net, sizes, pairs) for threads in sorted({1, torch.get_num_threads()})}
-    most = max(timed)
+    most = torch.get_num_threads()
+    # Thrown away: the first in a process includes torch's warm-up, which can take ten times as long as the work.
+    _timed(1, net, sizes, pairs)
+    turns = [{threads: _timed(threads, net, sizes, pairs) for threads in sorted({1, most})} for _ in range(_TURNS)]
+    timed = {threads: tuple(map(min, zip(*(turn[threads] for turn in turns), strict=True))) for threads in turns[0]}
     threads = most if sum(timed[most]) < _CLEARLY * sum(timed[1]) else 1
     decoder_s, uppers_s = timed[threads]
     none = torch.empty(num_auxiliary, 0)
     training, held_back = (len(part.images_NCHW) for part in divided(Pairs(none, none)))
     steps = settings.epochs * max(1, training // BATCH)
-    batches = -(-num_victims // BATCH) + -(-min(held_back, MOST_VALIDATION) // BATCH)
+    mended = num_victims + min(held_back, MOST_VALIDATION)
     return Effort(
         threads=threads, joined=joined, decoder=steps * decoder_s, substitutes=steps * uppers_s,
-        mending=STEPS * batches * uppers_s,
+        mending=STEPS * mended / BATCH * uppers_s,
     )  # fmt: skip
 
 
@@ -118,15 +124,21 @@ class Course:
     _what: str = ""
     _at: float = 0.0  # share of the attack
 
+    @property
+    def over(self) -> float:
+        """Seconds of the forecast that are over."""
+        return self._done + (self._at * self.effort.of(self._what) if self._what else 0.0)
+
     def note(self, what: str, done: int, total: int) -> None:
         """Note that `done` of `total` passes of an attack, at most, are over; see `Attacks.on_progress`."""
         now, at = time.monotonic(), done / max(1, total)
-        if what != self._what or at < self._at:
+        # The same title again, from the beginning or after its end, is of another training.
+        if what != self._what or at < self._at or self._at >= 1:
             self._began = self._began or now
             self._done += self.effort.of(self._what) if self._what else 0.0
             self._what = what
         self._at = at
-        over, in_all = self._done + at * self.effort.of(what), self.effort.seconds
+        over, in_all = self.over, self.effort.seconds
         # Nothing is known of the first steps' time: they are over when this is first called.
         left = (now - self._began) * max(0.0, in_all / over - 1) if over and now > self._began else 0.0
         details = f"{done} of {total} at most" + (f", about {duration(left)} left for all attacks" if left else "")

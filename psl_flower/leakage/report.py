@@ -86,6 +86,8 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     numbers: int  #: That cross the cut for an image in a look.
     unique: float  #: Share of victims whose codes no other victim has, so that who has the image finds it.
     findings: tuple[AttackFinding, ...]  #: Of all attackers, the floors among them.
+    #: That the decoders computed with, which changes last bits; None in reports from before it was kept.
+    threads: int | None = None
     replayed: Replayed | None = None  #: Where the looks of the training were joined.
     labels: LabelGuess | None = None  #: What a node learns of classes; None where its gradients are not known.
     seams: tuple[Seam, ...] = ()  #: What colluding nodes match.
@@ -172,11 +174,12 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         crossing = f"{self.bits} bits" if self.bits is not None else f"{self.numbers} numbers"
         short = f" (of {self.auxiliary_asked} asked)" if self.auxiliary < self.auxiliary_asked else ""
         replayed = [self.replayed.line] if self.replayed else ["One look, that of the finished network, was attacked."]
+        computed = f" The decoders computed with {counted(self.threads, 'thread')}." if self.threads else ""
         return [
             self.verdict,
             *([self.reduced] if self.reduced else []),
             f"{self.victims} training images, {crossing} an image and look; the attacker has {self.auxiliary} other "
-            f"training images{short}. Levels: {'; '.join(LEVELS.values())}.",
+            f"training images{short}. Levels: {'; '.join(LEVELS.values())}.{computed}",
             *replayed,
             f"{self.unique:.1%} of the images have codes that no other has: who already has such an image can find it.",
             *([self.labels.line] if self.labels else []),

@@ -23,6 +23,7 @@ from psl_flower.models.architectures import backbone_size
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.protection import Protection
+from psl_flower.text import counted
 from tests.engines import settings
 from tests.unit.leaks import GRID, finding, found_by, network, pictures
 
@@ -240,6 +241,8 @@ def test_the_verdict_in_words(similarity, first, verdict):
     )
     assert "20 other training images (of 50 asked)" in report.lines()[2]
     assert "One look, that of the finished network, was attacked" in report.lines()[3]
+    # As of a report from before the number was kept.
+    assert report.threads is None and "computed with" not in " ".join(report.lines())
 
 
 def test_all_looks_and_the_strongest_level_come_first():
@@ -271,6 +274,8 @@ def test_report_and_page(attacks):
     # The last tenth of the auxiliary images are candidates, too.
     assert (report.numbers, report.bits, report.candidates) == (16, 16, 8 + 4)
     assert (report.replayed, report.labels) == (None, None)
+    assert report.threads == torch.get_num_threads()
+    assert f"The decoders computed with {counted(report.threads, 'thread')}" in " ".join(report.lines())
     assert [seam.records for seam in report.seams] == [48] * 4
     assert [title for title, _ in shown] == [
         "originals", "one look", "one look, mended by weights", "one look, without queries", "from the class alone",

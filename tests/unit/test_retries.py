@@ -86,16 +86,64 @@ def test_not_what_was_stopped(attempts: list[object]) -> None:
     assert end(1) == "stopped"
 
 
-@pytest.mark.parametrize(("number", "expected"), [(0, 1), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_exits_as_its_signal_says(
-    number: int, expected: int, attempts: list[object], monkeypatch: pytest.MonkeyPatch
+    number: int,
+    expected: int,
+    state: str,
+    attempts: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With 1 where the file "stop" asked for the end."""
+    """Also if its processes had the signal themselves, as at a shutdown, and went before they could end properly."""
     monkeypatch.setattr(train._Attempt, "signalled", number)
-    attempts += [Status(state="stopped", message="stopped")]
+    attempts += [Status(state=state, message="error: gone")]
     with pytest.raises(typer.Exit) as raised:
         train.completed({}, Train(), 0)
     assert raised.value.exit_code == expected
+    assert "gone" in capsys.readouterr().err
+
+
+def test_a_run_that_the_file_stop_ended_exits_with_1(attempts: list[object]) -> None:
+    attempts += [Status(state="stopped", message="stopped")]
+    with pytest.raises(typer.Exit) as raised:
+        train.completed({}, Train(), 0)
+    assert raised.value.exit_code == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_a_signal_has_ended_is_not_restarted(
+    as_json: bool, attempts: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train._Attempt, "signalled", signal.SIGTERM)
+    attempts += [Status(state="failed", message="error: gone"), Status(state="completed")]
+    ending = train.run_to_end({}, Train(), retries=2)
+    assert ending.status.state == "failed" and len(attempts) == 1
+    with pytest.raises(typer.Exit) as raised:
+        train._report(ending, as_json)
+    assert raised.value.exit_code == 143
+    said = capsys.readouterr()
+    assert said.err == "error: gone\n"
+    assert ('"state": "failed"' in said.out) == as_json
+
+
+def test_a_signal_after_the_work_is_done_changes_nothing(
+    attempts: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train._Attempt, "signalled", signal.SIGTERM)
+    attempts += [Status(state="completed", message="done")]
+    assert train.completed({}, Train(), 0).name == "tiny"
+
+
+def test_a_failure_names_flowers_log_where_there_is_one(attempts: list[object], run: RunFolder) -> None:
+    """A full disk takes none."""
+    for expected in ("gone", f"gone (Flower's log: {run.path / 'flower.log'})"):
+        attempts += [Status(state="failed", message="error: gone")]
+        with pytest.raises(RunError) as raised:
+            train.completed({}, Train(), 0)
+        assert str(raised.value) == expected
+        (run.path / "flower.log").touch()
 
 
 def test_what_flower_gives_up_when_the_clock_leaps_goes_on_unasked(

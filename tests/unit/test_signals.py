@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from psl_flower.errors import RunError
 from psl_flower.kinds import Train
 from psl_flower.launch import signals
 from psl_flower.launch.running import Watch
@@ -95,3 +96,28 @@ def test_the_end_is_noted_unless_the_run_has_said_it(run):
     assert noted.message == "error: gone; continue with: psl train resume=tiny"
     assert (run.path / "log.txt").read_text().splitlines()[-1].endswith(f" ERROR {noted.message}")
     assert watch.note_end("stopped", "too late") == run.read_status(), "the run has said how it ended"
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_the_end_is_noted_though_the_disk_takes_no_line_of_the_log(run, state):
+    """Else nothing would say why the run ended, and its last status would go on saying that it trains."""
+    run.write_status(Status(state="training", step=3))
+    watch = Watch(None, run)
+    run.write_status(Status(state="training", step=4))
+    (run.path / "log.txt").unlink(missing_ok=True)
+    (run.path / "log.txt").symlink_to("/dev/full")
+    noted = watch.note_end(state, "error: gone")
+    assert (noted.state, noted.step) == (state, 4)
+    assert noted.message.startswith("error: gone; ") and "log.txt: cannot be written" in noted.message
+    found = run.read_status()
+    assert (found.state, found.message) == (noted.state, noted.message)
+
+
+def test_why_a_run_ended_is_returned_though_the_disk_takes_no_status(run, monkeypatch):
+    def full(self, status):
+        raise RunError("status.json: cannot be written: No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_status", full)
+    noted = Watch(None, run).note_end("failed", "error: gone")
+    assert noted.state == "failed"
+    assert noted.message == "error: gone; status.json: cannot be written: No space left on device"
