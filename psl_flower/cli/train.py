@@ -262,7 +262,11 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> tupl
             if asked is not None or not run.path.exists():
                 raise
             asked = interrupt
-            run.request_stop()
+            try:
+                run.request_stop()
+            except RunError as error:
+                follower.notice(f"{error}; the run ends at once")
+                raise interrupt from error
             if isinstance(interrupt, Terminated):
                 deadline = time.monotonic() + _GRACE_S
                 follower.notice(f"{interrupt}: stopping after this {unit}; at once in {_GRACE_S:g} s")

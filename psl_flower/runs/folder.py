@@ -188,8 +188,10 @@ class RunFolder:
         return (self.path / "stop").exists()
 
     def request_stop(self) -> None:
-        """Ask the run to end after the current step."""
-        (self.path / "stop").touch()
+        """Ask the run to end after the current step; raises RunError if the disk refuses."""
+        path = self.path / "stop"
+        with disk_errors(path, "written", RunError):
+            path.touch()
 
     def forget_stop(self) -> None:
         """Take the request back, as a resumed run does."""

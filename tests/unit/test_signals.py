@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from psl_flower.cli.train import _follow
 from psl_flower.errors import RunError
 from psl_flower.kinds import Train
 from psl_flower.launch import signals
@@ -121,3 +123,17 @@ def test_why_a_run_ended_is_returned_though_the_disk_takes_no_status(run, monkey
     noted = Watch(None, run).note_end("failed", "error: gone")
     assert noted.state == "failed"
     assert noted.message == "error: gone; status.json: cannot be written: No space left on device"
+
+
+def test_a_full_disk_does_not_hold_an_interruption_up(tmp_path, monkeypatch):
+    run = create_run(tmp_path, "tiny", "digits")
+    (run.path / "stop").symlink_to("/proc/none")  # nobody can write there, not even root
+    notices = []
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    watch, follower = SimpleNamespace(poll=interrupted), SimpleNamespace(notice=notices.append)
+    with pytest.raises(KeyboardInterrupt):
+        _follow(watch, run, follower, "step")
+    assert len(notices) == 1 and "stop: cannot be written" in notices[0] and notices[0].endswith("ends at once")
