@@ -16,6 +16,7 @@ from tests.paths import ROOT
 from tests.settings import known_settings
 
 REPORT = reports.load(ROOT / "docs/results/leakage-cifar10.json", Report)
+LARGE = reports.load(ROOT / "docs/results/leakage-cifar10-all.json", Report)
 AVERAGES = {average.case: average for average in REPORT.averages}
 
 
@@ -72,3 +73,14 @@ def test_figures_are_those_of_the_result_file(name):
     if trials[0].bits:
         assert f"{trials[0].bits} bits an image" in about
         assert f"where plain has {100 * AVERAGES['plain-layer1'].accuracy:.1f} %" in about
+
+
+def test_figures_of_all_images_are_those_of_their_result_file():
+    large = {average.case: average for average in LARGE.averages}
+    private, plain = large[PRESETS["private"].case], large[PRESETS["plain"].case]
+    said = f"SSIM {private.all_looks:.3f}".replace("0.", ".") + " of all looks joined"
+    assert f"{LARGE.settings.images:,} images, {LARGE.settings.epochs} epochs: {said}" in PRESETS["private"].about
+    assert (
+        f"accuracy {100 * private.accuracy:.1f} %, where plain has {100 * plain.accuracy:.1f} %"
+        in PRESETS["private"].about
+    )
