@@ -379,7 +379,7 @@ class Reporter:
 
 
 def _parties(hosted: Sequence[int]) -> str:
-    """Return what a node hosts, for people."""
+    """Return the Uppers that a node hosts, as text."""
     uppers = [str(m) for m in hosted if m != ADAPTATION]
     return f"Upper {', '.join(uppers)}" if uppers else "the Adaptation Net"
 

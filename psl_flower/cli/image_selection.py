@@ -49,7 +49,7 @@ def images_asked(
 
 
 def _run_folder(given: str) -> Path:
-    """Return the path given if something is there, or if it cannot be a name; else the folder of the run named so."""
+    """Return a path that exists, or that cannot be a run's name, as given; else the folder of the run of that name."""
     path = expanded(given, "--wrong-only")
     if path.exists() or not re.fullmatch(RUN_NAME.pattern, given):
         return path

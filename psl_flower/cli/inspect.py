@@ -108,9 +108,9 @@ def _kind_of(problem: str) -> str:
 
 def _about_problems(problems: list[str]) -> Iterator[str]:
     """Yield each fault once, with the first image that has it and the number of others."""
-    alike = Counter(map(_kind_of, problems))
+    by_kind = Counter(map(_kind_of, problems))
     first = {_kind_of(problem): problem for problem in reversed(problems)}
-    for what, count in alike.most_common(_SHOWN):
+    for what, count in by_kind.most_common(_SHOWN):
         yield first[what] + (f" (and {counted(count - 1, 'other image')})" if count > 1 else "")
 
 

@@ -109,7 +109,7 @@ def read_settings(settings: list[str], file: str = "", workspace: str = "") -> t
 
 
 def run_to_end(given: dict[str, object], kind: Kind, *, nodes: int = 0, retries: int = 0, app: str = "") -> _Ending:
-    """Start Flower and a run, show how it goes, and return how it ended.
+    """Start Flower and a run, show its progress, and return its ending.
 
     `given` are the settings to pass on, by their kebab-case keys; `nodes` are simulated, 0 for what fits. A run that
     fails starts again from its last checkpoint, `retries` times at most, not counting failures that come with a leap of

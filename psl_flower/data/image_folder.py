@@ -25,7 +25,7 @@ from psl_flower.text import counted, printable
 
 _HEIC = " (HEIC: install the extra instead, pip install 'psl-flower[heif]')"
 # Ends an error about one image, before the setting that skips it.
-LEAVE_OUT_WAY = "; to skip it, besides what is left out already: "
+LEAVE_OUT_WAY = "; to skip it, add to any given leave-out: "
 NOT_CHOSEN = "in a split that is neither trained nor tested on"
 
 

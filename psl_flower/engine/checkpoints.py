@@ -84,7 +84,7 @@ class Checkpoints:
         return load_state(self._path(step))
 
     def load_for(self, whose: str, step: int) -> dict[str, Any]:
-        """Return what `load` does, to continue from; warn, with the name of its party, if other threads made it."""
+        """Return the state of `load` to continue from; warn, naming its party, if it was made with other threads."""
         state = self.load(step)
         _say_other_threads(state, whose)
         return state

@@ -219,7 +219,7 @@ class NodeLink:
         return result
 
     def abort(self, reason: str) -> None:
-        """End the exchange over streams, from any thread; nodes that are connected are told the reason."""
+        """End the exchange over streams, from any thread; connected nodes receive the reason."""
         assert self._endpoint is not None
         self._endpoint.abort(reason)
 

@@ -37,7 +37,7 @@ def simulation_slots() -> int:
 
 
 def simulated_inventory(context: Context) -> Inventory:
-    """Return what a simulated node reports: its place among them all, and how many of them run at once."""
+    """Return a simulated node's report: its partition, the number of partitions, and how many nodes run at once."""
     partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
     return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
 

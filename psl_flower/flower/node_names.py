@@ -39,7 +39,7 @@ def last_holders(
     assignment: Sequence[int],
     parties: Sequence[str] = (),
 ) -> str:
-    """Return who last held what is missing, as the end of a sentence; empty where that is not known.
+    """Name the nodes that last held the missing Uppers, as the end of a sentence; empty where none is known.
 
     `held` has the node, by its id, that last hosted each Upper or the Adaptation Net, `names` has those nodes' names,
     `parties` those of the parties if they have any.

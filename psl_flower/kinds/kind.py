@@ -70,7 +70,7 @@ class Kind(Settings):
         return Work(config=self.config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Create or open the folder, and return what `find` does; raises the same, and for a wrong dataset."""
+        """Create or open the folder and return the work; raises what `find` raises, or for a wrong dataset."""
         from psl_flower.stores.prepare import find_dataset  # loads pyarrow, which takes a while
 
         find_dataset(self.config)

@@ -51,7 +51,7 @@ class Effort(NamedTuple):
         return one + (_STARTS * _JOINED * self.decoder + self.mending if self.joined else 0.0)
 
     def of(self, what: str) -> float:
-        """Return the seconds of an attack, by what `Attacks.on_progress` is told of it."""
+        """Return the seconds of an attack, by its title in `Attacks.on_progress`."""
         if what.startswith("mending"):
             return self.mending
         if what.startswith("substitute"):
@@ -130,7 +130,7 @@ class Course:
         return self._done + (self._at * self.effort.of(self._what) if self._what else 0.0)
 
     def note(self, what: str, done: int, total: int) -> None:
-        """Note that `done` of `total` passes of an attack, at most, are over; see `Attacks.on_progress`."""
+        """Record that `done` passes of an attack are over, of `total` at most; see `Attacks.on_progress`."""
         now, at = time.monotonic(), done / max(1, total)
         # The same title again, from the beginning or after its end, is of another training.
         if what != self._what or at < self._at or self._at >= 1:

@@ -115,7 +115,7 @@ def rotate(
                 signed = _reencrypt(sealing, stores, current.manifest.num_samples, progress)
         finally:
             close_all(stores)
-        read_newest_dataset(out, seen, owner.public)  # to remember it before what is older is removed
+        read_newest_dataset(out, seen, owner.public)  # remember it before older generations are removed
         if delete_old:
             _delete(signed.manifest, [folder for folder, _ in old])
         drop_draft(out, disk)

@@ -74,7 +74,7 @@ def plan_stores(config: RunConfig) -> PlannedStores:
 
 
 def _compare_sizes(source: ImageSource, size: tuple[int, int]) -> str:
-    """Return how many images were compared with the size of the first, if not all were.
+    """Return the number of images whose size was compared with the first one's, if not all were.
 
     Raises
     ------

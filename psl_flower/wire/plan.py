@@ -70,7 +70,7 @@ def pack_samples(indices: ArrayLike) -> bytes:
 
 
 def unpack_samples(packed: bytes) -> NDArray[np.int64]:
-    """Return what `pack_samples` packed, (B,) int64, read-only."""
+    """Return the samples (B,), int64 and read-only, that `pack_samples` packed."""
     return np.frombuffer(packed, dtype="<i8")
 
 
