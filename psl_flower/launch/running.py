@@ -88,7 +88,7 @@ def start(
     Raises
     ------
     RunError
-        If Flower refuses it.
+        If Flower refuses it, or the disk a copy of the app.
     """
     federation = simulation(num_uppers, num_nodes=nodes, adaptation=work.config.network.adaptation_server)
     return superlink.run(app, _run_config(given, kind, work.folder), federation, waiting)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ import tomli_w
 from psl_flower.errors import RunError
 from psl_flower.launch import guard, home, only_this_user, signals
 from psl_flower.launch.environment import environment
+from psl_flower.launch.staging import staged
 
 _START_TIMEOUT_S = 60.0
 # With the grace that `psl train` gives a step after SIGTERM it must fit into the 10 s after which `docker stop` kills.
@@ -205,13 +207,15 @@ class LocalSuperLink:
         Raises
         ------
         RunError
-            If Flower refuses it.
+            If Flower refuses it, or the disk a copy of the app.
         """
         path = self.home / "run-config.toml"
         path.write_text(tomli_w.dumps(dict(run_config)), "utf-8")
         federation = " ".join(f"{key}={value}" for key, value in federation_config.items())
-        arguments = ["run", str(app), _CONNECTION, "--run-config", str(path), "--federation-config", federation]
-        self._run_id = str(self.flwr(arguments, waiting)["run-id"])
+        with tempfile.TemporaryDirectory(dir=self.home) as folder:
+            copy = staged(app, Path(folder) / "app")
+            arguments = ["run", str(copy), _CONNECTION, "--run-config", str(path), "--federation-config", federation]
+            self._run_id = str(self.flwr(arguments, waiting)["run-id"])
         return self._run_id
 
     def is_up(self) -> bool:
