@@ -19,9 +19,9 @@ from psl_flower.launch.superlink import last_line
 from psl_flower.runs.folder import RunFolder
 from simulations import kept
 from simulations.kept import Study
-from simulations.options import one_of, several
+from simulations.options import several
 from simulations.reports import Cells, Row
-from simulations.small_sets import SETS, write_folder
+from simulations.small_sets import SETS, about, images_of, set_or_folder, write_folder
 
 # Those that are folders of images.
 _FOLDERS = tuple(name for name, (_, make) in SETS.items() if make is not None)
@@ -32,7 +32,7 @@ class Options(fields.Settings):
     """What to train on."""
 
     dataset: str = setting("uoft-cs/cifar10", "CIFAR-10: a hub name, or a folder of it")
-    sets: tuple[str, ...] = several(_FOLDERS, "sets of images", one_of(_FOLDERS))
+    sets: tuple[str, ...] = several(_FOLDERS, "sets of images, or folders of them", set_or_folder)
     side: int = setting(32, "height and width of small images, in pixels", least=8)
 
 
@@ -70,7 +70,7 @@ class Report(kept.Report, frozen=True, kw_only=True):
         head = ("images", "number", "size", "minutes", "steps", "balanced accuracy, %", "accuracy, %", "majority, %")
         rows: list[Row] = [
             (
-                SETS[t.data][0], str(t.images), f"{t.side}x{t.side}", f"{t.seconds / 60:.1f}", str(t.steps),
+                about(t.data), str(t.images), f"{t.side}x{t.side}", f"{t.seconds / 60:.1f}", str(t.steps),
                 f"{100 * t.balanced_accuracy:.1f}" + (" (chance)" if t.at_chance else ""), f"{100 * t.accuracy:.1f}",
                 f"{100 * t.majority:.1f}",
             )
@@ -100,17 +100,19 @@ def _measure(study: Study[Options, Report]) -> None:
 
 
 def _train(root: Path, data: str, options: Options) -> Trial:
-    folder, make = root / data, SETS[data][1]
-    assert make is not None
-    images = write_folder(folder, make(options.dataset, options.side))
+    images, dataset = images_of(data, options.dataset, options.side) if data in SETS else None, data
+    if images is not None:
+        dataset = str(root / data)
+        write_folder(root / data, images)
     began = time.perf_counter()
-    trained = _psl("train", f"dataset={folder}", "--workspace", str(root / "workspace"))
+    trained = _psl("train", f"dataset={dataset}", "--workspace", str(root / "workspace"))
     seconds = time.perf_counter() - began
+    description = RunFolder(Path(trained["folder"])).read_description()
     found = _psl("evaluate", trained["run"], "--workspace", str(root / "workspace"))
     return Trial(
         data=data,
-        images=images,
-        side=RunFolder(Path(trained["folder"])).read_description().image_size[0],
+        images=description.num_samples,
+        side=description.image_size[0],
         steps=trained["step"],
         seconds=seconds,
         accuracy=found["accuracy"],

@@ -24,7 +24,7 @@ from simulations import kept
 from simulations.kept import Study
 from simulations.options import number, one_of, several
 from simulations.reports import Cells, Row
-from simulations.small_sets import DIGITS, SETS, write_folder
+from simulations.small_sets import DIGITS, SETS, about, images_of, set_or_folder, write_folder
 
 # What a run trained with before: 3 epochs of mini-batches of 64 at 0.05.
 BEFORE = {"rounds": 3, "batch_size": 64, "lr": 0.05}
@@ -36,7 +36,7 @@ class Options(fields.Settings):
     """What to try."""
 
     dataset: str = setting("uoft-cs/cifar10", "CIFAR-10: a hub name, or a folder of it")
-    sets: tuple[str, ...] = several(tuple(SETS), "sets of images", one_of(tuple(SETS)))
+    sets: tuple[str, ...] = several(tuple(SETS), "sets of images, or folders of them", set_or_folder)
     steps: tuple[float, ...] = several((100.0, 200.0), "steps to train for, rounded up to whole epochs", number)
     lrs: tuple[float, ...] = several(
         (0.05, 0.2), "peak learning rates for a batch of 64, less for smaller ones", number
@@ -91,7 +91,7 @@ class Report(kept.Report, frozen=True, kw_only=True):
                 "loss", "seconds")  # fmt: skip
         rows: list[Row] = [
             (
-                SETS[t.data][0] + _NOTED.get(t.recipe, ""), str(t.images), str(t.batch_size),
+                about(t.data) + _NOTED.get(t.recipe, ""), str(t.images), str(t.batch_size),
                 f"{t.lr:g}", str(t.steps), f"{100 * t.balanced_accuracy:.1f}" + (" (chance)" if t.at_chance else ""),
                 f"{100 * t.accuracy:.1f}", f"{100 * t.majority:.1f}", f"{t.loss:.2f}", f"{t.seconds:.0f}",
             )
@@ -131,17 +131,17 @@ def _measure(study: Study[Options, Report]) -> None:
 
 def _stores(root: Path, data: str, options: Options) -> StoreSet:
     """Make a set of images as a folder by class, unless it is embedded, and cut them into plain stores."""
-    folder, make = root / data, SETS[data][1]
-    if make is not None:
-        write_folder(folder / "train", make(options.dataset, options.side))
+    folder, images = root / Path(data).name, images_of(data, options.dataset, options.side)
+    if images is not None:
+        write_folder(folder / "train", images)
         # A test split must be there; nothing is measured on it.
-        write_folder(folder / "test", itertools.islice(make(options.dataset, options.side), 2))
-    dataset = "digits" if make is None else str(folder)
+        write_folder(folder / "test", itertools.islice(images_of(data, options.dataset, options.side) or (), 2))
+    dataset = "digits" if images is None else str(folder)
     config = RunConfig.of(
         dataset=dataset,
         stores="plain",
-        max_train=DIGITS if make is None else 0,
-        test_split="" if make is None else "test",
+        max_train=DIGITS if images is None else 0,
+        test_split="" if images is None else "test",
     )
     return ensure_stores(root / "stores", store_request(config))
 

@@ -1,4 +1,4 @@
-"""Small sets of images as users have them, drawn from CIFAR-10 or from fonts."""
+"""Small sets of images as users have them: drawn from CIFAR-10 or from fonts, or in a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from psl_flower.data.sources import open_dataset
+from psl_flower.errors import ConfigError
 
 # Three kinds of photograph among the classes of CIFAR-10: airplanes, cats and ships.
 _THREE = (0, 3, 8)
@@ -68,6 +69,45 @@ SETS: dict[str, tuple[str, Callable[[str, int], Set] | None]] = {
         lambda dataset, side: _cifar(dataset, [(k, 40) for k in _THREE], _LARGE),
     ),
 }
+
+
+# Folders of images that others publish, by their names.
+_PUBLISHED = {
+    "orl_faces": "40 people, 10 grey faces of each (Olivetti Research Laboratory)",
+    "hymenoptera_data": "ants and bees, photographs of many sizes (PyTorch's tutorial on transfer learning)",
+}
+
+
+def set_or_folder(text: str) -> str:
+    """Check the name of a set, or the path of a folder with a folder for each class.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    if text not in SETS and not Path(text).is_dir():
+        raise ConfigError(f"expected some of {','.join(SETS)}, or folders of images, got {text!r}")
+    return text
+
+
+def about(data: str) -> str:
+    """Return what is in a set, or in the folder of this path."""
+    name = Path(data).name
+    return SETS[data][0] if data in SETS else _PUBLISHED.get(name, f"the folder {name}")
+
+
+def images_of(data: str, dataset: str, side: int) -> Set | None:
+    """Return the images of a set, None if it is embedded, or of a folder, scaled to `side` pixels a side."""
+    if data not in SETS:
+        return _scaled(data, side)
+    make = SETS[data][1]
+    return make and make(dataset, side)
+
+
+def _scaled(folder: str, side: int) -> Set:
+    for image, label in open_dataset(folder).samples("train"):
+        yield Image.fromarray(image.squeeze()).resize((side, side), Image.Resampling.BICUBIC), label
 
 
 def write_folder(folder: Path, images: Set) -> int:

@@ -50,6 +50,18 @@ def test_class_weights_are_a_recipe_of_their_own(pictures, tmp_path):
     assert report.tables[0][1][2][0] == "3 kinds of photograph: 200, 60, 20, with class weights"
 
 
+def test_a_folder_is_a_set(pictures, tmp_path, capsys):
+    out = tmp_path / "recipe.json"
+    folder = pictures / "train"
+    assert recipe.main(["--sets", str(folder), "--steps", "1", "--lrs", "0.05", "--side", "16", "--out", str(out)]) == 0
+    before, _ = reports.load(out, Report).measurements
+    # A fifth of a folder is held back to test on, a quarter of the rest to validate on.
+    assert (before.images, before.classes, before.side) == (24, 10, 16)
+    assert reports.load(out, Report).tables[0][1][1][0] == "the folder train"
+    assert recipe.main(["--sets", str(tmp_path / "nosuch")]) == 2
+    assert "or folders of images, got" in capsys.readouterr().err
+
+
 def test_sets_are_what_they_say(pictures):
     options = Options(dataset=str(pictures), side=8)
     found = {
