@@ -165,7 +165,9 @@ class PositionError(PslError):
 class PositionMissing(PositionError):
     """Nodes that are needed have not come up, or are gone; they may still come. `uppers` are theirs; empty for all."""
 
-    uppers: tuple[int, ...] = ()
+    def __init__(self, message: str, uppers: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.uppers = uppers
 
 
 class AlignmentError(PslError):

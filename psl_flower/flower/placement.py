@@ -152,9 +152,7 @@ def _missing(
     failures = "; ".join(str(refused[node]) for node in sorted(refused))
     if refused_ends:
         return NodeError(f"{failures}; {what}")
-    missing = PositionMissing(f"{what} (refused: {failures})")
-    missing.uppers = uppers
-    return missing
+    return PositionMissing(f"{what} (refused: {failures})", uppers)
 
 
 def _is_current(inventory: Inventory, epoch: int) -> bool:
@@ -260,12 +258,11 @@ def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str],
     if not found:
         which = f"adaptation-node {only} is not connected, or does not have" if only else "no node has"
         others = f" (not asked for: {', '.join(names[node] for node in claimants)})" if claimants else ""
-        missing = PositionMissing(
+        raise PositionMissing(
             f"{which} the role of the Adaptation Net's server{others}; start a SuperNode with "
-            "--node-config \"role='adaptation'\", or train without adaptation-server"
+            "--node-config \"role='adaptation'\", or train without adaptation-server",
+            (ADAPTATION,),
         )
-        missing.uppers = (ADAPTATION,)
-        raise missing
     if len(found) > 1:
         raise PositionError(
             f"{' and '.join(names[node] for node in found)} both have the role 'adaptation'; stop one, or set "

@@ -216,17 +216,12 @@ def check_positions(
             host[claim.upper] = node
     missing = [p for p, upper in enumerate(assignment) if p not in holder and upper not in absent]
     if missing:
-        nodes = ", ".join(claims) or "no node"
+        uppers = tuple(sorted({assignment[p] for p in missing}))
         if names:
-            listed = ", ".join(repr(names[p]) for p in missing)
-            error = PositionMissing(f"no node is party {listed} (asked: {nodes})")
+            what = f"no node is party {', '.join(repr(names[p]) for p in missing)}"
         else:
-            error = PositionMissing(
-                f"no node holds position {_listed(missing)} of Upper {_listed({assignment[p] for p in missing})} "
-                f"(asked: {nodes})"
-            )
-        error.uppers = tuple(sorted({assignment[p] for p in missing}))
-        raise error
+            what = f"no node holds position {_listed(missing)} of Upper {_listed(uppers)}"
+        raise PositionMissing(f"{what} (asked: {', '.join(claims) or 'no node'})", uppers)
 
 
 def _listed(numbers: Iterable[int]) -> str:

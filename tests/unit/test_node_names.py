@@ -27,11 +27,8 @@ def test_nodes_are_called_as_they_were_registered(tmp_path):
     assert node_names(InProcessGrid(tmp_path, tmp_path, 1), [100]) == {100: "node 100"}
 
 
-def of(error, *, uppers=(), nodes=()):
-    if isinstance(error, PositionMissing):
-        error.uppers = uppers
-    else:
-        error.nodes = nodes
+def of(error, nodes):
+    error.nodes = nodes
     return error
 
 
@@ -39,12 +36,12 @@ def test_who_last_held_what_is_missing():
     names = {100: "node attic (id 100)", 101: "node cellar (id 101)"}
     known = ({0: 100, 1: 101, ADAPTATION: 100}, names, (0, 1, 1, 0))
     cellar = "node cellar (id 101) last held Upper 1 (position 1, 2)"
-    for error in (of(PositionMissing(), uppers=(1,)), of(NodeLost(), nodes=(101,)), of(PeerLost(), nodes=(101, 7))):
+    for error in (PositionMissing("", (1,)), of(NodeLost(), (101,)), of(PeerLost(), (101, 7))):
         assert last_holders(error, *known) == cellar
-    assert last_holders(of(PositionMissing(), uppers=(ADAPTATION,)), *known).endswith("last held the Adaptation Net")
+    assert last_holders(PositionMissing("", (ADAPTATION,)), *known).endswith("last held the Adaptation Net")
     attic = "node attic (id 100) last held Upper 0 (position 0, 3)"
     assert {attic, cellar} < set(last_holders(PeerLost("no node has come up"), *known).split("; "))
     # Of a node that was never placed nothing is known.
-    assert last_holders(of(NodeLost(), nodes=(102,)), *known) == ""
+    assert last_holders(of(NodeLost(), (102,)), *known) == ""
     parties = ({0: 100}, names, (0,), ("image",))
-    assert last_holders(PositionMissing(), *parties) == "node attic (id 100) last held party 'image'"
+    assert last_holders(PositionMissing(""), *parties) == "node attic (id 100) last held party 'image'"
