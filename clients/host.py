@@ -319,7 +319,7 @@ def serves_adaptation(context: Context) -> bool:
 
 
 def own_stores(context: Context) -> Iterator[PatchStore]:
-    """Open, one after the other, the stores that a real node's own configuration names.
+    """Open the stores named in a real node's own configuration, one at a time.
 
     `store` is a folder or a URL, or several with commas between; `key` the node's private key, or a folder of keys,
     for sealed stores; `passphrase-file` has the key's passphrase; `owner` is the public key of the owner to trust, and
@@ -337,7 +337,7 @@ def own_stores(context: Context) -> Iterator[PatchStore]:
 
 
 def own_sealed_stores(context: Context) -> Iterator[Opened]:
-    """Open, one after the other, a real node's stores, all of which must be sealed; see `own_stores`."""
+    """Open a real node's stores, one at a time; all must be sealed. See `own_stores`."""
     for place in _own_places(context):
         yield open_sealed(place, _own_keys(context), owner=own_text(context, "owner"), seen=_own_memory(context))
 

@@ -73,7 +73,7 @@ def divide(
     partitioner.dataset = table
     try:
         with warnings.catch_warnings():
-            # At every draw that leaves a client with too little; what matters is whether one succeeds.
+            # It warns at every draw that leaves a client too little; all that matters is whether one succeeds.
             warnings.simplefilter("ignore", UserWarning)
             parts = [partitioner.load_partition(client)["sample"] for client in range(num_clients)]
     except ValueError as error:

@@ -128,7 +128,7 @@ def cell(text: str) -> str:
 
 
 def from_cell(text: str) -> str:
-    """Return the text of which `cell` made this."""
+    """Return the original text of a cell that `cell` made."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run; where they cannot be written, an error of ours says so."""
+"""Writes a run's TensorBoard event files; write failures become errors of psl_flower.errors."""
 
 from __future__ import annotations
 

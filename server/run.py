@@ -44,10 +44,10 @@ class Parties:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRun(Work, Generic[K]):
-    """One run, as its handler gets it: its means and its task."""
+    """One run, as its handler receives it."""
 
     grid: Grid
-    kind: K  #: What is to be done.
+    kind: K  #: The kind of run, with its settings.
     stores: StoreSet  #: The patch stores, as they are now.
     reporter: Reporter  #: Tells the user.
 

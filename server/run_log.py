@@ -11,7 +11,7 @@ log = logging.getLogger("psl_flower")
 
 
 def set_up_log(run: Path) -> None:
-    """Let our lines reach the terminal, through Flower's own log, and a file in the run's folder."""
+    """Send our log to the terminal, through Flower's own log, and to a file in the run's folder."""
     flower = logging.getLogger("flwr")
     log.setLevel(logging.INFO)
     log.propagate = False

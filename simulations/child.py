@@ -1,6 +1,6 @@
 """Work in a fresh process: `python -m MODULE` reads a job on standard input, and answers in lines of JSON.
 
-Numbers are steps that are done; the last line is what the work came to.
+Each number is a count of steps done; the last line is the result.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Child(Generic[Outcome]):
         ]
         for reader in self._readers:
             reader.start()
-        with contextlib.suppress(BrokenPipeError):  # its own words tell why
+        with contextlib.suppress(BrokenPipeError):  # its error output tells why
             self._process.stdin.write(msgspec.json.encode(self._job).decode())
             self._process.stdin.close()
         return self

@@ -116,7 +116,7 @@ WIRE = Shortcut(
 class Benchmark(abc.ABC, Generic[Asked]):
     """A benchmark that measures runs, as a command: `python -m simulations.<name>`."""
 
-    #: Of its module; and what it does.
+    #: The name of its module, and its description.
     name: str
     about: str
     options: type[Asked]  #: The dataclass of its options.

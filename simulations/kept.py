@@ -39,7 +39,7 @@ class Study(Generic[Asked, Kind]):
     """A measurement in progress."""
 
     options: Asked
-    folder: Path  #: For files that go afterwards.
+    folder: Path  #: For temporary files.
     progress: Progress  #: Shows how it goes.
     report: Kind  #: What has been measured, the trials of an earlier, interrupted command first.
     out: Path | None  #: File of the report.

@@ -1,4 +1,4 @@
-"""Memory of the processes of a federated run, looked at from outside."""
+"""Memory of the processes of a federated run, measured from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows how a run goes, as the lines of its log; on a terminal its steps are a bar below them."""
+"""Shows a run's progress as its log lines; on a terminal, with a progress bar of its steps below them."""
 
 from __future__ import annotations
 

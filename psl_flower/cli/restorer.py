@@ -116,7 +116,7 @@ def restore(
 
 
 def _log_path(given: Path | None, own: Path) -> Path:
-    """Return where to log: beside the manifest wherever that can be written, so that nobody has to look elsewhere."""
+    """Return the audit log to write: the one beside the manifest unless its folder is read-only."""
     if given is None or given.resolve() == own.resolve():
         return own
     if os.access(own.parent, os.W_OK):

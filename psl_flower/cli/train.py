@@ -38,7 +38,7 @@ _GRACE_S = 4.0
 
 # A leap of the clock that may make Flower give up a run: its processes report to each other every 25 to 30 s.
 _LEAP_S = 20.0
-# What says that a failed attempt is followed by another; `simulations.chaos` waits for it.
+# Printed before a failed attempt is repeated; `simulations.chaos` waits for it.
 RESTARTING = "restarting from the last checkpoint"
 
 
@@ -132,13 +132,13 @@ def run_to_end(given: dict[str, object], kind: Kind, *, nodes: int = 0, retries:
         try:
             status, verdict = attempt.run(folder, nodes)
         except RunError as error:
-            # Flower did not come up, or went before it had taken the run: as much a failed attempt as any.
+            # Flower failed to start, or ended before it accepted the run: this counts as a failed attempt too.
             run = attempt.folder
             if run is None or not kind.how_to_continue(run, True) or not (retries or clock.ahead_s() > _LEAP_S):
                 raise
             status, verdict = Status(state="failed", message=f"error: {error}"), ""
         except KeyboardInterrupt as error:
-            # Its processes have gone, so that nobody else writes the status.
+            # Its processes are gone, so nothing else writes the status.
             name = str(error) if isinstance(error, Terminated) else "Ctrl-C"
             if attempt.watch is not None:
                 say(attempt.watch.note_end("stopped", f"ended at once by {name}").message, err=True)

@@ -20,7 +20,7 @@ from psl_flower.models.architectures import (
 from psl_flower.patches.grid import LARGE_IMAGE
 from psl_flower.protection import PROTECTIONS, Protection
 
-# Takes out of a run's settings what concerns the borders of patches.
+# Settings that reset what concerns the borders of patches.
 BORDERLESS = {"context": 0, "padding": "zeros"}
 # The settings that each protection uses; with another they must be left at their defaults.
 _USED_BY = {
@@ -139,7 +139,7 @@ class NetworkSettings(Settings):
             )
 
 
-# Takes the protection out of a run's settings.
+# Settings that reset the protection and all of its numbers.
 UNPROTECTED: dict[str, Any] = {"protection": "none"} | {
     field.name: field.default for field in fields_of(NetworkSettings) if field.name in _OF_PROTECTIONS
 }

@@ -51,7 +51,7 @@ class StoredArray:
 
     @property
     def ending(self) -> str:
-        """What its file's name ends in, in small letters."""
+        """The extension of its file's name, in lower case."""
         return os.path.splitext(self.path)[1].lower()
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Pixels that are not simply 8-bit ones: their values as a file stores them, and what says which of them is white.
+"""Pixels of other depths than 8 bits: the values that a file stores, and which of them is white.
 
 Shape suffixes: H and W pixels.
 """

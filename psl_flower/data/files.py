@@ -67,7 +67,7 @@ class File(NamedTuple):
 
     @property
     def ending(self) -> str:
-        """What its name ends in, in small letters."""
+        """The extension of its name, in lower case."""
         return os.path.splitext(self.path)[1].lower()
 
 
@@ -120,7 +120,7 @@ class _Patterns:
         return reason
 
     def check(self, listing: Listing) -> None:
-        """Refuse a pattern that nothing matches, also among the files passed by: it may be a slip of the hand."""
+        """Refuse a pattern that matches no file, not even an ignored one: it may be a typo."""
         for path in self._passed_by if len(self._matched) < len(set(self._patterns)) else ():
             for parent, folders, files in os.walk(listing.root / path):
                 for name in (*folders, *files):
@@ -185,7 +185,7 @@ def _list(listing: Listing, inside: str, patterns: _Patterns, above: list[tuple[
                 else:
                     folders.append(path + "/")
             elif stat.S_ISREG(status.st_mode):
-                # Whoever puts another image in a file's place can set the time of writing, not that of the change.
+                # Replacing a file's content can forge its modification time, but not its change time.
                 listing.files.append(File(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns)))
             else:
                 listing.left_out.add(NO_FILE, path)

@@ -207,7 +207,7 @@ def _hub_answers(endpoint: str) -> bool:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """Let the library use its cache only, at once, while this lasts."""
+    """Make the library use only its cache within the block, if wanted."""
     import datasets
     import huggingface_hub
 

@@ -30,7 +30,7 @@ NOT_CHOSEN = "in a split that is neither trained nor tested on"
 
 
 def find_images(folder: Path) -> tuple[list[Path], LeftOutTally]:
-    """Return the images in a folder and all folders in it, and what of the other files is to be said.
+    """Return the images in a folder and its subfolders, and a tally of the other files.
 
     Raises
     ------

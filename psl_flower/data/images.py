@@ -30,7 +30,7 @@ class RawSplit:
     #: Takes row numbers (R,) and a decoder, and yields their images, uint8 (H, W, C), one at a time; raises
     #: CorruptImage, and DataError as the decoder does.
     images: Callable[[NDArray[np.int64], Decoder], Iterator[NDArray[np.uint8]]]
-    #: Takes a row number and returns the image's path as it is to be shown; empty for one without a file.
+    #: Returns the printable path of the image in a row; empty for an image without a file.
     path: Callable[[int], str] = lambda row: ""
 
 

@@ -1,4 +1,4 @@
-"""What the folders of images say: splits, classes, and which images have none; refused where they say two things.
+"""Reads splits and classes from image folders, and which images have none; ambiguous layouts are refused.
 
 Two readings of the same folders would give other classes, so nothing is guessed: the error names the settings that
 decide.

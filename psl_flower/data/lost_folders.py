@@ -1,6 +1,6 @@
-"""Folders where a split or a class is expected and that hold no image: a class or a split would be lost without a word.
+"""Refuses folders of an expected split or class that hold no image: that split or class would be lost silently.
 
-An empty test folder is the worst of them: a part of the training images would stand in for it.
+The worst case is an empty test folder: a part of the training images would replace it.
 """
 
 from __future__ import annotations

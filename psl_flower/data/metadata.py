@@ -1,4 +1,4 @@
-"""Image files without what they say of themselves beside their pixels, for where that is broken."""
+"""Strips metadata from image files, for files whose metadata is damaged."""
 
 from __future__ import annotations
 

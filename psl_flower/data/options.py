@@ -1,4 +1,4 @@
-"""What decides, besides a dataset itself, which images and labels there are, and how pixels are mapped."""
+"""Options for reading a dataset: which images and labels are taken, and how pixels are mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an image file, or an array of pixels, to 8-bit grey or RGB, saying what could not be taken as it is.
+"""Converts image files and arrays of pixels to 8-bit grey or RGB, and notes what had to be changed.
 
 Shape suffixes: H and W pixels, C channels.
 """

@@ -34,7 +34,7 @@ class AdaptationInput(NamedTuple):
 
     #: Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
     smashed_BPChw: torch.Tensor
-    targets: Targets  #: What is right, on the same device.
+    targets: Targets  #: Targets of the batch, on the same device.
     absent: Sequence[int]  #: Positions to leave out.
     lr: float
 

@@ -13,7 +13,7 @@ from psl_flower.config import RunConfig
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive
 
-# Mini-batches of an epoch of a small set, as far as these bounds on the batch allow.
+# Target number of mini-batches per epoch of a small set, within these bounds on the batch size.
 _BATCHES_OF_EPOCH = 16
 _LEAST_BATCH, MOST_BATCH = 16, 64
 # BatchNorm's statistics and the schedule need these, however few the images are.
@@ -26,7 +26,7 @@ _SGD_LR, _ADAM_LR = 0.05, 0.001
 
 
 def planned(config: RunConfig, description: StoreSetDescription) -> RunConfig:
-    """Return the settings with numbers for those left to the dataset; if there are none, the same settings."""
+    """Return the settings with every automatic one replaced by a number; unchanged if none is automatic."""
     training = config.training
     if training.batch_size and training.lr and training.rounds:
         return config
@@ -69,7 +69,7 @@ def rounds_for(per_epoch: int, per_round: int = 0) -> tuple[int, int]:
 
 
 def steps_per_epoch(num_images: int, batch: int) -> int:
-    """Return the mini-batches of an epoch; a single left-over image makes none, BatchNorm learns nothing from it."""
+    """Return the number of mini-batches per epoch; a single left-over image is dropped, since BatchNorm needs two."""
     full, rest = divmod(num_images, batch)
     return max(1, full + (rest > 1))
 

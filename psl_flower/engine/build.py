@@ -49,9 +49,9 @@ class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """A training of another network than the run's own, from weights that were put in place (`psl lighten`)."""
 
     size: BackboneSize
-    #: To how many bits weights are rounded in it (`psl_flower.lightening.quantising`); 0: not at all.
+    #: Bits that its weights are rounded to (`psl_flower.lightening.quantising`); 0: no rounding.
     weight_bits: int = 0
-    teacher: BackboneSize | None = None  #: Of the network whose answers it learns, if it does.
+    teacher: BackboneSize | None = None  #: Size of the teacher network, if there is one.
 
 
 class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="onnx"):

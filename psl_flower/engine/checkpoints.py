@@ -197,7 +197,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         content = memoryview(path.read_bytes())
-        # torch itself would read changed numbers without a word.
+        # torch itself would load corrupted numbers silently.
         if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
             raise RunError(f"{path}: cannot be read: the file is damaged; resume from another run")
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

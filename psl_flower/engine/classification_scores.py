@@ -1,4 +1,4 @@
-"""How good predictions are, beside their accuracy: by class, balanced over classes, and against chance.
+"""Scores of predictions other than accuracy: by class, balanced over classes, and compared with chance.
 
 Suffixes: N images, K classes.
 """

@@ -174,7 +174,7 @@ class Exchange(ABC):
         """
 
     def finish(self, parties: Collection[int]) -> None:
-        """Release parties that would wait, since this round needs them no more; where none waits, do nothing."""
+        """Release parties that still wait for messages of this round; by default there are none."""
         return
 
     def bytes_up(self) -> dict[int, int]:

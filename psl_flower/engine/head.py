@@ -91,7 +91,7 @@ class HeadEngine(ABC):
     @property
     @abstractmethod
     def about(self) -> str:
-        """Who takes part, as text."""
+        """The participants, as text."""
 
     def _load(self, state: dict[str, Any]) -> None:
         self.lower.load_state_dict(state["lower"])

@@ -70,7 +70,7 @@ class CodeNoise:
         `weights_digest` of the Upper as it is now, in the plan's mode. `patches_NChw`, float32, are what the Upper
         makes codes of: B*K, a sample's positions one after the other.
         """
-        # Of 0 and -0 networks make the same.
+        # Networks treat 0 and -0 alike, so both must hash alike.
         rows = (patches_NChw.detach().cpu() + 0.0).contiguous().numpy()
         places = [(sample, position) for sample in plan.sample_indices().tolist() for position in positions]
         records = [
@@ -88,7 +88,7 @@ def code_noise_of(config: RunConfig) -> CodeNoise | None:
     if not protection.noise:
         return None
     network, default = flat(config.network), flat(NetworkSettings())
-    # Those at their defaults are left out: a version that knows more settings then draws the same.
+    # Defaults are left out, so that later versions with more settings draw the same noise.
     named = {key: value for key, value in network.items() if key not in _NOT_OF_CODES and value != default[key]}
     run = hashlib.sha256(msgspec.json.encode(named | {"autocast": config.machine.autocast}, order="sorted")).digest()
     return CodeNoise(size=protection.size, run=run)

@@ -101,7 +101,7 @@ class Party(ABC):
 class Pass(NamedTuple):
     """A forward pass of a plan."""
 
-    graph: Any  #: What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
+    graph: Any  #: State for `PartyEngine.backward`; None if there is no backward pass.
     smashed: torch.Tensor  #: What goes up, on the CPU.
     read_s: float  #: Seconds that reading the data took.
 

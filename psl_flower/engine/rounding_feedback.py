@@ -19,7 +19,7 @@ from psl_flower.wire.codecs import wire_roundtrip
 
 
 class GradientFeedback:
-    """What rounding by a codec has taken from the gradients of each Upper."""
+    """Accumulated codec rounding errors of each Upper's gradients."""
 
     def __init__(self, codec: str) -> None:
         self._codec = codec

@@ -1,8 +1,8 @@
-"""The first word of a ClientApp's process to its SuperNode, before it loads Flower.
+"""Early heartbeats from a ClientApp's process to its SuperNode, sent before it loads Flower.
 
-Flower gives a process 30 s to say that it lives, and starts another if it does not, without end. On a host that has far
-too much to do, loading Flower alone takes longer. So this says it with next to nothing loaded, and again until Flower's
-own words follow.
+Flower gives a process 30 s for its first heartbeat, and otherwise starts another one, without limit. On an overloaded
+host, loading Flower alone takes longer. So this module sends heartbeats before most imports, and repeats them until
+Flower sends its own.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _STARTS = {
 }
 # What SuperNodes ask of a SuperLink.
 OPEN_TO_NODES = ("/v1/fleet/",)
-# With these a SuperLink has servers of another kind, which nothing guards.
+# These make a SuperLink start other kinds of servers, which the guard does not cover.
 _OTHER_SERVERS = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")
 
 

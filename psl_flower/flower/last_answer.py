@@ -29,7 +29,7 @@ _REASON = "ClientApp was killed or ended before it had answered, by the system w
 
 
 def note(message: Message | None) -> None:
-    """Write down which message this process works on, without what it says, or that it has answered it (None).
+    """Record which message this process is handling, without its content, or None once it has answered.
 
     Raises
     ------

@@ -25,7 +25,7 @@ _GONE = (
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
 )
-# What Ray calls it where the machine had no memory left for a node's process.
+# Ray's name for the error of a node's process that ran out of memory.
 _OUT_OF_MEMORY = "OutOfMemoryError"
 # How often replies are looked for, in seconds. Flower's simulation would look every 0.1 s.
 _PULL_INTERVAL_S = 0.005
@@ -191,7 +191,7 @@ def tell(
 
 
 class _Reminder:
-    """Asks silent nodes one thing more, once it is time; nobody waits for the answer. Does nothing in a simulation."""
+    """Sends overdue nodes one more question, without waiting for its answer. Does nothing in a simulation."""
 
     def __init__(self, grid: Grid, names: Mapping[int, str] | None = None) -> None:
         self._grid, self._names = grid, names or {}

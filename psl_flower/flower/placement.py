@@ -33,7 +33,7 @@ class Placement:
     claims: dict[int, Claim]  #: What each Upper's store holds.
     transport: str  #: "stream" or "flower": as chosen.
     simulated: bool  #: Whether these are simulated nodes.
-    absent: tuple[int, ...] = ()  #: Uppers that no node hosts, or that are to be done without.
+    absent: tuple[int, ...] = ()  #: Uppers that no node hosts, or that the run leaves out.
     #: Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.
     adaptation: int | None = None
     note: str = ""  #: One line for the user about the choice; may be empty.

@@ -200,7 +200,7 @@ class RoundsStrategy(Strategy):
                 self._recover(grid, error)
 
     def _stream_round(self, grid: Grid, work: Callable[[Exchange], RoundReport]) -> RoundReport:
-        """Tell the nodes to open their streams, run the round over them in a thread, and hear what the nodes say."""
+        """Tell the nodes to open their streams, run the round over them in a thread, and handle the nodes' replies."""
         messages = self._link.stream_messages(self._driver.party_step, self._driver.lower.saved)
         thread = _RoundThread(lambda: self._link.over_streams(work))
         thread.start()

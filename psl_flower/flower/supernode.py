@@ -66,7 +66,7 @@ while kill -0 $PPID 2>/dev/null; do
     sleep 1
 done
 """
-# For all else that a run may ask of a node.
+# Replaces every other program that a run may ask a node to start.
 _REFUSAL = "error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it"
 _REFUSING = f"""#!/bin/sh
 echo "{_REFUSAL}" >&2
@@ -74,7 +74,7 @@ exit 1
 """
 _SUPEREXEC = "flower-superexec"
 _MODULE = ".py"
-# By these names their packages have functions.
+# Modules whose packages export a function of the same name.
 _PROGRAM, _RUNTIME = "flwr.supernode.cli.flwr_clientapp", "flwr.supernode.runtime.run_clientapp"
 
 

@@ -45,7 +45,7 @@ class Kind(Settings):
     takes_name: ClassVar[bool] = True  #: Whether `run-name` names its folder.
     trains: ClassVar[bool] = False  #: Whether a network is trained that can be used then.
 
-    #: The settings given besides its own, which are declared with `setting`.
+    #: The general settings; a kind's own settings are its fields declared with `setting`.
     config: RunConfig = field(default_factory=RunConfig)
 
     def to_mapping(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an audit takes: the threads that it computes with, its time, and how far it is.
+"""The effort of an audit: its number of threads, its estimated time, and its progress.
 
 Decoders are small: on a machine whose cores are busy, several threads that wait for each other can be many times
 slower than one. So a few steps are timed with one thread and with all, by turns, and all are taken where they are
@@ -139,7 +139,7 @@ class Course:
             self._what = what
         self._at = at
         over, in_all = self.over, self.effort.seconds
-        # Nothing is known of the first steps' time: they are over when this is first called.
+        # The first steps' time is unknown: they are over when this is first called.
         left = (now - self._began) * max(0.0, in_all / over - 1) if over and now > self._began else 0.0
         details = f"{done} of {total} at most" + (f", about {duration(left)} left for all attacks" if left else "")
         self.show(what, min(over, in_all), in_all, details)

@@ -49,7 +49,7 @@ def scaled(given: Seen, target: Seen) -> tuple[Seen, Seen]:
 class Mean(NamedTuple):
     """The mean of what a decoder makes of single looks."""
 
-    looks: tuple[int, ...]  #: Whose mean; one or more.
+    looks: tuple[int, ...]  #: The looks that are averaged; one or more.
     validation_ssim: float  #: On the images that chose them.
 
     @property

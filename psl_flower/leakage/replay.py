@@ -37,7 +37,7 @@ class Replay(NamedTuple):
     """A training that was done again."""
 
     looks: RecordedLooks  #: What its Lower received.
-    exact: bool  #: Whether it came by the run's weights, bit by bit.
+    exact: bool  #: Whether it reproduced the run's weights bit for bit.
     seconds: float  #: That it took.
 
 

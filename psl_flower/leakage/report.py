@@ -12,7 +12,7 @@ from psl_flower.text import counted, duration
 
 # What an attacker is given of an image.
 CODES, LOGITS, LABEL, CONSTANT = "codes", "logits", "class", "nothing"
-# What it can do besides, from strong to weak.
+# What else it can do, from strong to weak.
 WEIGHTS, QUERY, UNPAIRED = "weights", "query", "unpaired"
 LEVELS = {
     WEIGHTS: "i, weights: it has the trained Uppers, and mends images by their gradients",
@@ -31,11 +31,11 @@ class AttackFinding(msgspec.Struct, frozen=True, kw_only=True):
     attacker: str  #: A decoder, with what it was followed by, or "mean image".
     knows: str  #: "codes", "logits", "class" or "nothing": the attacker's knowledge of an image.
     level: str = ""  #: One of `LEVELS`, where it is given codes; else empty.
-    looks: int = 1  #: Of an image, that it is given.
+    looks: int = 1  #: Number of looks at each image that it is given.
     #: Means over the victims; PSNR in dB.
     ssim: Interval
     psnr: Interval
-    median_rank: float  #: Of the true image among the candidates, by its distance from what was rebuilt; 1 is best.
+    median_rank: float  #: Median rank of the true image of all candidates, by distance to the rebuilt one; 1 is best.
     first: float  #: Share of victims with rank 1.
     validation_ssim: float  #: SSIM on auxiliary images that the decoder was stopped by.
     epochs: int  #: Trained.
@@ -47,12 +47,12 @@ class AttackFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """How the looks of the training were had."""
+    """How the looks of the training were obtained."""
 
     shown: int  #: Looks that the Lower had at each image in the training.
     joined: int  #: Of these, that the attacker joined.
     exact: bool  #: Whether training again gave the run's weights, bit by bit.
-    seconds: float  #: That it took.
+    seconds: float  #: Duration of the replay.
 
     @property
     def line(self) -> str:
@@ -200,7 +200,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 def strongest(findings: tuple[AttackFinding, ...], looks: int) -> AttackFinding:
     """Return the strongest attacker with codes of this number of looks: of each level the best by auxiliary images.
 
-    Who has many looks may use one of them: that is better where the decoders of many were trained too weakly.
+    An attacker with many looks may use just one, which is better if the decoders of many are undertrained.
     """
     by_level = [
         max(same, key=lambda found: found.validation_ssim)

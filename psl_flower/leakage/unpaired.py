@@ -95,7 +95,7 @@ def _judged(judge: nn.Module, scaling: Scaling, real: _Batch, made: _Batch) -> t
 
 
 def _told_apart(net: PatchSplitNet, judge: nn.Module, scaling: Scaling, sent: _Batch) -> torch.Tensor:
-    """Return the substitutes' loss: told from the real ones, and misclassified by the Lower."""
+    """Return the substitutes' loss: that of being detected, plus the Lower's cross-entropy on their output."""
     smashed_BPChw, classes_BK = sent
     classified = F.cross_entropy(net.join(smashed_BPChw), classes_BK)
     told = F.softplus(-judge(scaling.scaled(smashed_BPChw), classes_BK)).mean()

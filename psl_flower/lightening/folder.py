@@ -47,7 +47,7 @@ _VERSION = 2
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was judged."""
+    """One judged model, as the log has it."""
 
     what: str  #: See `psl_flower.lightening.names`.
     judged: Judgement
@@ -58,7 +58,7 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     #: As speed was measured.
     threads: int
     batch: int
-    seconds: float = 0.0  #: That training and judging took.
+    seconds: float = 0.0  #: Duration of training and judging.
     at: float = 0.0  #: Unix time.
     #: Number of the comparison in which its speed was measured in turns with all others; 0: by itself.
     compared: int = 0

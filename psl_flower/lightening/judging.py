@@ -50,7 +50,7 @@ class ImagesToJudge:
     """The images that accuracy is measured on, by global sample index."""
 
     choose_N: NDArray[np.int64]  #: Models are chosen by these alone, int64.
-    report_N: NDArray[np.int64]  #: Accuracy on these is reported besides, int64; may be empty.
+    report_N: NDArray[np.int64]  #: Accuracy on these is only reported, int64; may be empty.
     about: str  #: What they are, in words.
 
     @property

@@ -79,9 +79,9 @@ class Lightened:
     """The result of a lightening."""
 
     folder: LighteningFolder  #: All files and the log.
-    conditions: Conditions  #: As the models were held against them.
-    method: Method  #: How it was looked for.
-    end: LoopEnd  #: How that ended.
+    conditions: Conditions  #: The conditions that the models were judged by.
+    method: Method  #: How the light model was searched for.
+    end: LoopEnd  #: How the search ended.
     reason: str  #: Why, in words.
     choice: Choice | None  #: The model chosen, if one meets the conditions.
     closest: str  #: Name of that one, or of the model that lacks least.

@@ -1,4 +1,4 @@
-"""How large a network is, and how much larger than the first the second one is to be.
+"""The size of networks, and how much larger the second model is than the first.
 
 Too small a gap leaves nothing to lighten: pruning then starts at what the first already is. Too large a gap cannot be
 made to fit: most of the network is cut away, and its training cost is lost. `choose_second` therefore takes the

@@ -1,4 +1,4 @@
-"""Measures the speeds of several models in turns, so that a load that comes and goes ranks none of them."""
+"""Measures the speeds of several models in turns, so that varying load does not affect their ranking."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def boundary(
 
 
 class _Entry(torch.autograd.Function):
-    """A scalar of no meaning whose backward pass starts with a given gradient."""
+    """A dummy scalar whose backward pass starts with a given gradient."""
 
     @staticmethod
     def forward(ctx: Any, features_NChw: torch.Tensor, gradient_NChw: torch.Tensor) -> torch.Tensor:

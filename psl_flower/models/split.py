@@ -79,7 +79,7 @@ class Upper(nn.Module):
         names = list(parts)
         kept = names[: names.index(last_stage(cut)) + 1]
         for name in kept:
-            # What averages a map, as the protection may, is to see the patch's own.
+            # Modules that average a map, as a protection may, must see the patch's own map only.
             if context and name == "avgpool":
                 self.crop = _Crop(context, cut, stem)
             self.add_module(name, parts[name]())
@@ -141,7 +141,7 @@ class Lower(nn.Module):
         self.joined = pair.joined
         parts = stages(backbone, stem, 3, num_classes, size)
         names = list(parts)
-        # What the Uppers have pooled, each patch alone, is pooled once more over the grid.
+        # The Uppers pooled each patch separately; this pools again over the grid.
         first = min(names.index(last_stage(cut)) + 1, names.index("avgpool"))
         self._stage_names = names[first:]
         for name in self._stage_names:

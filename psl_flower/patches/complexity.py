@@ -63,7 +63,7 @@ def count_turns(image_HWC: NDArray[np.uint8]) -> float:
 def choose_grid(
     images: Iterable[NDArray[np.uint8]], image_size: tuple[int, int], fit: Fit = "exact", num_uppers: int = 0
 ) -> GridChoice:
-    """Return the grid for images as busy as these.
+    """Return the grid for images with this much detail.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A patch's feature map as a few numbers, which may be rounded to a few levels; the Lower makes a map of them again.
+"""Encodes a patch's feature map as a few numbers, optionally rounded to levels; the Lower decodes them to a map.
 
 The rounding is finite scalar quantisation (Mentzer et al., ICLR 2024): no codebook, so nothing besides the weights is
 learnt. Its gradient is passed straight through (Bengio, Leonard, Courville, 2013).

@@ -19,8 +19,8 @@ class BestCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int  #: Steps that they were trained for.
     trained: int  #: Steps after which training ended.
-    monitor: str  #: What was watched on the validation images.
-    value: float | None  #: What it was; None if it was never a number.
+    monitor: str  #: The metric watched on the validation images.
+    value: float | None  #: Its value at that step; None if it was always NaN.
     stopped_early: bool  #: Whether training ended before its last step, for lack of improvement.
 
 

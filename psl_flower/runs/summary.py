@@ -28,7 +28,7 @@ _WORST = 10
 class Summary:
     """A run's result."""
 
-    #: Of the run; how it stands.
+    #: The run's name and state.
     name: str
     state: str
     settings: dict[str, Any]  #: All settings by their keys.

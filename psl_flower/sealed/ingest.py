@@ -159,7 +159,7 @@ def ingest(
             try:
                 done = _seal(out, source, owner, draft, sealing, folders, current, progress, disk, on_read)
             except (ConfigError, DataError):
-                # Images that are refused before one is sealed leave nothing to continue: the command mended is another.
+                # If images are refused before one is sealed, nothing is left to continue: a corrected command is new.
                 if begun and sealing.done == (current.manifest.num_samples if current is not None else 0):
                     drop_draft(out, disk)
                 raise

@@ -235,7 +235,7 @@ def is_committed(draft: Draft, current: SignedManifest) -> bool:
 
 
 def drop_draft(out: Path, disk: Disk) -> None:
-    """Remove the draft: the last step of what a command does, after which the command repeated is another one."""
+    """Remove the draft, as a command's last step: repeating the command afterwards starts a new one."""
     with disk_errors(out / DRAFT_FILE, "removed"):
         disk.remove(out / DRAFT_FILE)
         disk.sync_folder(out)

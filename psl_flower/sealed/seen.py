@@ -43,7 +43,7 @@ class _Seen(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Memory:
-    """What was seen, held open: whatever is read meanwhile is at least as new as what others remember."""
+    """The locked record of what was seen: data read while it is held is as new as others remember, or newer."""
 
     def __init__(self, book: dict[str, _Seen], file: Path) -> None:
         self._book, self._file = book, file
@@ -151,7 +151,7 @@ class SeenBook:
         self._file = self.folder / _FILE
 
     def prepare(self) -> None:
-        """Check that it can be read and written, before work is done that it has to remember.
+        """Check that it can be read and written, before starting work that it must record.
 
         Raises
         ------

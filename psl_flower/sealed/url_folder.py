@@ -40,7 +40,7 @@ _ADVICE = {
     "AnswerTooLong": "the server sends more than was asked for; it must answer ranges",
     "ListingTooLong": f"its listing of the folder is longer than {LISTING_BYTES} bytes",
 }
-# What libraries behind fsspec call a far side that does not answer, where it is no OSError.
+# Exceptions other than OSError that libraries behind fsspec raise for an unreachable host.
 _LOST = (
     "ServerDisconnectedError", "ClientPayloadError", "ConnectionLost", "SFTPConnectionLost", "SFTPNoConnection",
     "EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
@@ -206,7 +206,7 @@ def _options(scheme: str) -> Mapping[str, object]:
     if scheme in _WEB and importlib.util.find_spec("aiohttp") is not None:  # else fsspec says what to install
         import aiohttp
 
-        # Its own limit is five minutes for all of a request, however long that may rightly be.
+        # Its default limit is five minutes for a whole request, which a large one may exceed.
         silent = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
         return {"client_kwargs": {"timeout": silent, "response_class": bounded(_SILENT_S)}}
     return {}

@@ -83,7 +83,7 @@ class EarlyStopping:
         return over
 
     def resume(self, rounds: Iterable[Record]) -> bool:
-        """Take up the rounds of before, where a training is resumed; return whether it was over by then."""
+        """Load the earlier rounds of a resumed training; return True if it had already ended."""
         return any([self(record) for record in rounds][-1:])
 
 

@@ -111,7 +111,7 @@ class SideEngine(PartyEngine):
 
     @contextlib.contextmanager
     def _running(self, lone: bool) -> Iterator[None]:
-        """Say whose net it is that raises within, and what to do where it does for one sample alone."""
+        """Name the party whose net raises, and give advice if it cannot handle a single sample."""
         if not lone:
             with told_as(f"{self.name}: its net"):
                 yield
@@ -312,7 +312,7 @@ def scalar(value: object, what: str) -> torch.Tensor:
 
 @contextlib.contextmanager
 def told_as(what: str) -> Iterator[None]:
-    """Let what the user's own code raises within be a TrainingError that says where; the cause stays attached."""
+    """Turn exceptions of the user's own code into a TrainingError that says where; the cause stays attached."""
     try:
         yield
     except PslError:

@@ -23,7 +23,7 @@ from psl_flower.system.files import disk_errors, locked, read_file, write_file
 
 log = logging.getLogger("psl_flower")
 
-# What a training may be resumed with in another value.
+# Keys whose values may change when a training is resumed.
 _MAY_CHANGE = ("torch",)
 # Seconds for a process that is just ending.
 _LOCK, _PATIENCE_S = "lock", 10.0
@@ -78,7 +78,7 @@ class TrainingFolder:
         return identity
 
     def check_alignment(self, alignment: str) -> None:
-        """Note who has which samples in a training that has begun, or compare with what was noted.
+        """Record which party has which samples, or compare with what the folder recorded before.
 
         `alignment` is that of `psl_flower.split.samples.Samples`.
 

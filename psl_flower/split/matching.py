@@ -1,4 +1,4 @@
-"""Which row of a party is which sample, as the server learns from what parties say. Shape suffix N: all samples."""
+"""Maps each party's rows to samples, by the ids that parties send. Shape suffix N: all samples."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def groups_of(claims: Mapping[int, Claim], roster: Roster) -> list[tuple[tuple[i
 
 
 def alignment_of(reference: Digests | None, rows: Mapping[int, NDArray[np.int64]]) -> str:
-    """Return a fingerprint of which samples there are and who has which; empty where nobody names any."""
+    """Return a fingerprint of the samples and who has which; empty if no party names samples."""
     if not rows:
         return ""
     digest = hashlib.blake2b(b"" if reference is None else reference.values.tobytes(), digest_size=16)

@@ -15,7 +15,7 @@ Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 Metric = Callable[[Any, torch.Tensor], float]
 
 VALID_LOSS = "valid_loss"
-# What a round's record has besides the user's metrics.
+# Keys of a round's record other than the user's metrics.
 RESERVED = frozenset({"event", "round", "step", "epoch", "loss", VALID_LOSS, "lr", "seconds", "bytes_up", "bytes_down"})
 
 

@@ -21,7 +21,7 @@ from psl_flower.text import counted, dims, expanded
 
 # Images of which the size is compared. It is in a header, but files are read whole.
 _SIZES_READ = {"train": 250, "test": 50}
-# Of a record beside its patches: id, nonce, tag, and the digest at the segment's end (docs/store-format.md).
+# Overhead of a record: id, nonce, tag, and the digest at the segment's end (docs/store-format.md).
 _RECORD_BYTES = 16 + 12 + 16 + 32
 
 

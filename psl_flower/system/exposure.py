@@ -34,7 +34,7 @@ def close_ray() -> None:
 
 
 def openings() -> str:
-    """Return by what doors others can run code as this user while this process simulates; empty if by none."""
+    """Return how others could run code as this user during a simulation in this process; empty if they cannot."""
     doors = []
     if GUARDED not in os.environ:
         doors.append("any user of this machine can start runs as you on Flower's local SuperLink")

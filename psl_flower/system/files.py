@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all, even after a crash; and one wording for a disk's errors.
+"""Atomic file writes that survive a crash, and one wording for all disk errors.
 
 Each operation of `Disk` is a place where a crash may come: tests replace it by one that stops at a chosen operation,
 or forgets what was not yet synchronised.
 
-What is being written has a hidden name that nobody can guess, `.NAME.<16 hex digits>.tmp`, and is locked by who writes
-it. So the next to write NAME can tell what a crash left, and removes that.
+A file being written has a hidden, unguessable name, `.NAME.<16 hex digits>.tmp`, and is locked by its writer. The next
+process that writes NAME recognises leftovers of a crash by their missing lock, and removes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUFFER_BYTES = 1 << 20
 log = logging.getLogger("psl_flower")
 _UNSAID_S = 1.0
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
-# What a shell hands over, as in --passphrase-file <(command): pipes, which are read as their writer comes.
+# Pipes made by a shell, as in --passphrase-file <(command); reading one waits for its writer.
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
@@ -259,7 +259,7 @@ class NewFile:
         return self._descriptor
 
     def _create(self, mode: int | None) -> int:
-        # As its folder, but never for all to write, as /tmp is.
+        # The folder's permissions, but never world-writable, even in /tmp.
         of_folder = self._path.parent.stat().st_mode & 0o664
         while True:
             self._temporary = temporary_name(self._path)
@@ -269,7 +269,7 @@ class NewFile:
                 break
             os.close(descriptor)  # taken for a leftover before it was locked
         if mode is None:
-            os.fchmod(descriptor, of_folder)  # the umask had its say when the folder was made
+            os.fchmod(descriptor, of_folder)  # the umask was applied when the folder was made
         return descriptor
 
     def _flush(self) -> None:
@@ -292,7 +292,7 @@ def locked(
     error: type[PslError] = StoreUnreachable,
     by_another: Callable[[], str] | None = None,
 ) -> Iterator[None]:
-    """Hold a lock file against other processes; after a second, say that it is waited for.
+    """Hold a lock file against other processes; log a warning if this waits for over a second.
 
     Raises `error` if another process holds it for longer than the timeout, in the words of `by_another`; or if the lock
     cannot be made.
@@ -332,7 +332,7 @@ def _narrow(path: Path, mode: int) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the hidden name that a file or folder has until it is whole; nobody can guess it."""
+    """Return a hidden, unguessable name for a file or folder until it is complete."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -343,13 +343,13 @@ def hold(descriptor: int) -> None:
 
 
 def left_by_a_crash(path: Path, is_kind: Callable[[int], bool]) -> Iterator[Path]:
-    """Yield files, or folders, that were to become `path`, and that nobody is writing any more."""
+    """Yield unfinished files, or folders, meant to become `path` whose writers are gone."""
     name = re.compile(rf"\.{re.escape(path.name)}(\.[0-9a-f]{{16}})?\.tmp")
     yield from abandoned([path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)], is_kind)
 
 
 def abandoned(hidden: Iterable[Path], is_kind: Callable[[int], bool]) -> Iterator[Path]:
-    """Yield those files, or folders, with hidden names that nobody is writing any more; locked until the next."""
+    """Yield the hidden files, or folders, whose writers are gone; each stays locked until the next one."""
     for left in hidden:
         with contextlib.suppress(OSError):
             if not is_kind(left.lstat().st_mode):

@@ -51,7 +51,7 @@ class NewFolder:
         if mounted:
             raise StoreExists(f"{target} is a mounted folder, which cannot be replaced; name a new folder in it")
         if current:
-            # It would be replaced: who stands in it, such as the shell, would see nothing of the new one.
+            # It would be replaced: processes in it, such as the shell, would not see the new one.
             raise StoreExists(f"{target} is the current folder, which cannot be replaced; name a new folder")
         self._private = private
         self._lock: int | None = None

@@ -14,7 +14,7 @@ _alone = threading.RLock()
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Let torch draw as it does after this seed within; afterwards its generator is as it was before.
+    """Seed torch's generator within the block, and restore its state afterwards.
 
     Only one thread of a process is within at a time. The seed is 0..2**63 - 1; `device` draws beside the CPU.
     """

@@ -193,7 +193,7 @@ class Int8Codec:
 
 @dataclass(frozen=True, slots=True)
 class CodeCodec:
-    """Codes: numbers of `levels` values, evenly from -1 to 1, packed in as few whole bits each as tell these apart.
+    """Codes: numbers with `levels` values, evenly spaced from -1 to 1, each packed in the fewest whole bits.
 
     Level k in 0..levels-1 stands for the number 2k / (levels - 1) - 1. Bits follow each other over the bytes, the
     highest first; those left over in the last byte are 0.

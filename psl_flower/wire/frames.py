@@ -47,7 +47,7 @@ Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_l
 
 
 class TensorSpec(Record, frozen=True):
-    """What is declared of one tensor of the payload: codec name and shape."""
+    """The declared codec name and shape of one tensor in the payload."""
 
     codec: Annotated[str, Meta(max_length=32)]
     shape: Shape
@@ -244,7 +244,7 @@ def parse_payload(payload: Bytes, metadata: FrameMetadata, expect: Expectation, 
 
 
 def payload_buffer(num_bytes: int) -> memoryview:
-    """Return a writable buffer for a payload, uninitialised, from whose start `parse_payload` need copy nothing."""
+    """Return an uninitialised, writable buffer for a payload, aligned so that `parse_payload` need not copy it."""
     # numpy does not clear the memory first, and asks for large pages: the faults cost more than the copy.
     memory = np.empty(num_bytes + ALIGNMENT, dtype=np.uint8)
     first = -memory.ctypes.data % ALIGNMENT

@@ -69,7 +69,7 @@ class _Turn(BaseMessage, frozen=True):
 
     @property
     def steps_applied(self) -> int:
-        """Those before the gradient's step or the plan's, or up to the average's."""
+        """Steps before that of the gradient or plan; for an average, its own step included."""
         if self.average_of is not None:
             return self.average_of.step + 1
         step = self.gradient_of or self.answer_of

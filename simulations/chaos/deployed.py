@@ -74,7 +74,7 @@ class _Trials:
     """The remaining work, and the report on the rest; several threads take from it."""
 
     def __init__(self, report: Report, asked: Sequence[Plan], out: Path | None, workspace: Path) -> None:
-        # What went wrong without a word on the weights is tried again; weights that differ stay.
+        # Trials that failed before weights were compared are repeated; differing weights are kept.
         done = {trial.name for trial in report.measurements if not trial.failure}
         self._waiting = deque(plan for plan in asked if plan.name not in done)
         self._order = {plan.name: number for number, plan in enumerate(asked)}

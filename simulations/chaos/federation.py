@@ -1,4 +1,4 @@
-"""A deployed federation whose programs are killed: what there is to kill on which host, and how all comes back."""
+"""A deployed federation whose programs are killed: the targets on each host, and how they restart."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Federation(Deployment):
         return host.namespace in self._away
 
     def tend(self, *, all_back: bool = False) -> None:
-        """Let hosts come back, all or those whose time it is: with cable and service; to be called again and again."""
+        """Bring hosts back, all or those whose outage is over, with network and services; call it repeatedly."""
         for host, until in list(self._away.values()):
             if all_back or time.monotonic() >= until:
                 self.network.plug_in(host)

@@ -87,7 +87,7 @@ class Job:
     def step(self) -> int:
         """Return the training step that it has reached; 0 while it does not train."""
         status = self.run.read_status()
-        # What an attempt wrote at its end, after its end was noticed, is not where the run is now.
+        # A status that an ended attempt wrote late does not tell where the run is now.
         if status is None or status.state != "training" or status.updated < self._began_anew:
             return 0
         return status.step
@@ -110,7 +110,7 @@ class Job:
         victims = self._victims(role)
         if not victims:
             raise RunError(f"no {role} to kill at step {self.step()}")
-        with contextlib.suppress(psutil.NoSuchProcess):  # it died by itself, which is as good
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself, which is as good
             draw.choice(victims).kill()
 
     def _read(self) -> None:

@@ -112,7 +112,7 @@ class OperatedRun:
             self.resume()
 
     def resume(self, *settings: str) -> None:
-        """Let the operator resume it, or begin it where it had not even a folder."""
+        """Resume it as the operator would, or start it again if it has no folder yet."""
         self.close()
         self.resumed += 1
         if (self.folder.path / "config.toml").exists():
@@ -131,7 +131,7 @@ class OperatedRun:
         return None if status is None or status.run_id in self._earlier else status
 
     def _tend_start(self, others: int) -> None:
-        """Submit it again if it has ended before it could say a word."""
+        """Submit it again if it ended before it wrote a status."""
         waited_s = time.monotonic() - self._submitted_at
         patience_s = _LONGEST_WITHOUT_S if self._process.poll() is None else _PAUSE_S
         if waited_s > patience_s and self._federation.superlink_runs() and self._federation.server_apps() <= others:

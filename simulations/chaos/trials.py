@@ -28,7 +28,7 @@ UNDISTURBED, ONE_RUN, TWO_RUNS = "undisturbed", "one run", "two runs at once"
 NODE_DISK, SERVER_DISK = "a node's disk is full", "the server's disk is full"
 _DISKS = (NODE_DISK, SERVER_DISK)
 STEPS_PER_ROUND = 12
-# Of a run whose disk fills up, and of one that nobody disturbs.
+# Steps of a run with a full disk, and of an undisturbed one.
 _FEW_STEPS = 24
 # Enough on average, since most kills come while the run still recovers from others.
 _STEPS_PER_KILL = 2
@@ -151,7 +151,7 @@ def _small_disk(federation: Federation, plan: Plan) -> Iterator[Path]:
 
 
 def _fill_up(run: OperatedRun, folder: Path) -> None:
-    """Wait until a full disk ends a run, which must say so; make room, and let it be resumed.
+    """Wait until a full disk ends a run with that error; free space, and have it resumed.
 
     Raises
     ------

@@ -144,7 +144,7 @@ class Options(fields.Settings):
             raise ConfigError("--absent goes with --engine one-graph")
 
     def told(self) -> dict[str, str]:
-        """Return the options that are not as they are unless asked for, as typed; the epochs in any case."""
+        """Return the options that differ from their defaults, as typed; the epochs always."""
         usual = texts(Options())
         return {name: text for name, text in texts(self).items() if text != usual.get(name) or name == "epochs"}
 

@@ -46,7 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What it came to; see `simulations.compare.results.Trial`."""
+    """Its result; see `simulations.compare.results.Trial`."""
 
     points: tuple[Point, ...]
     label: tuple[int, ...]

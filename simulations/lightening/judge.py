@@ -1,4 +1,4 @@
-"""What is measured of the files: answers to the test images, and speed, one after the other in turns."""
+"""Measures the files of light models: their answers to the test images, and their speeds in turns."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from simulations.separate_hosts.network import Host, Network, NotAllowed, ip, pl
 # More frames on their way than a run has, instead of netem's 1,000.
 _NETEM_LIMIT = "100000"
 _STOP_TIMEOUT_S = 10.0
-# The server refuses a connection to a port on which nobody listens at once: a round trip, and nothing else.
+# The server refuses a connection to a closed port immediately: exactly one round trip.
 _KNOCK = """
 import contextlib, socket, sys, time
 for _ in range(int(sys.argv[3])):

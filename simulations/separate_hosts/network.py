@@ -172,7 +172,7 @@ class Network:
         ip("-n", host.namespace, "link", "set", "lo", "up")
 
     def _node(self, name: str, address: str, folder: Path, environment: Mapping[str, str]) -> Host:
-        """Add a host that reaches no other of its kind, and that nobody can open a connection to."""
+        """Add a host that cannot reach others of its kind and accepts no incoming connections."""
         node = self._host(name, address, folder, environment)
         plug(self.switch, name)
         run("ip", "netns", "exec", node.namespace, "tc", "qdisc", "add", "dev", "eth0", "ingress")

@@ -49,7 +49,7 @@ class SlowQueue:
 
 
 def main(first: str, second: str, delay_s: str, loss: str, seed: str) -> None:
-    """Do as the module says."""
+    """Forward frames until standard input ends; see the module."""
     draw = random.Random(int(seed))
     with _raw_socket(first) as one, _raw_socket(second) as other:
         queues = {sock: SlowQueue(float(delay_s), float(loss), draw) for sock in (one, other)}
