@@ -1,4 +1,4 @@
-"""What a node hosts: its Uppers, built from the Lower's task and the node's own stores; or the Adaptation Net."""
+"""Builds what a node hosts: its Uppers, from the Lower's task and the node's own stores; or the Adaptation Net."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node does in a lightening besides training: take weights and files, quantise, and measure.
+"""A node's handlers in a lightening other than training: they receive weights and files, quantise, and measure.
 
 Every handler serves all Uppers of this node that the task names; see `strategies.lightening` for the other side.
 """

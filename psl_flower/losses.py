@@ -15,7 +15,7 @@ class Targets(NamedTuple):
     """The right answers for a mini-batch."""
 
     y_B: torch.Tensor  #: Classes (B,), int64.
-    #: Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of the samples mixed in.
+    #: Classes (B,) of the samples mixed in, if samples are mixed in pairs (Zhang et al., mixup, ICLR 2018).
     other_B: torch.Tensor | None = None
     weight: float = 1.0  #: Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
     #: Weight of every class (K,), float32, as for torch's `cross_entropy`: the mean over samples is weighted by their

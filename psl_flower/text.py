@@ -1,4 +1,4 @@
-"""What people type and read: paths, KEY=VALUE pairs, times."""
+"""Parses and formats text for people: paths, KEY=VALUE pairs, times."""
 
 from __future__ import annotations
 

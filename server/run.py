@@ -38,8 +38,8 @@ class Parties:
     shapes: dict[int, tuple[int, int, int, int]]  #: (K, h, w, C) of what each Upper sends up.
     checkpoints: Checkpoints  #: The Lower's.
     node_task: NodeTask  #: The task sent to nodes.
-    averaging: Averaging | None = None  #: When the Uppers are averaged, if they are.
-    looks: Looks | None = None  #: Where the looks of frozen Uppers are kept, if they are.
+    averaging: Averaging | None = None  #: Averaging of the Uppers, if they are averaged.
+    looks: Looks | None = None  #: Store of the looks of frozen Uppers, if they are kept.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,10 +122,10 @@ class Benchmark(abc.ABC, Generic[Asked]):
     options: type[Asked]  #: The dataclass of its options.
     #: Keys of settings that it decides, each with the option that asks for it, if any.
     decided: Mapping[str, str]
-    defaults: Mapping[str, object] = DEFAULTS  #: What it chooses unless asked.
+    defaults: Mapping[str, object] = DEFAULTS  #: Default settings, used unless overridden.
     shortcuts: tuple[Shortcut, ...] = ()  #: Options that stand for settings, besides --dataset.
     keep = ""  #: Help of the flag that keeps the workspace; empty: there is none.
-    folder = ""  #: As `new_parser` takes it.
+    folder = ""  #: Folder, as `new_parser` takes it.
 
     def settings_of(self, options: Asked) -> Mapping[str, object]:
         """Return the settings that follow from the options."""

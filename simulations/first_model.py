@@ -40,15 +40,15 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One `psl train dataset=FOLDER`, with no other setting, judged by the images that it held back."""
 
     data: str
-    images: int  #: Of the folder, test images included.
+    images: int  #: Images in the folder, test images included.
     side: int  #: Height and width of images in pixels.
     steps: int
-    seconds: float  #: From the command to its end.
-    #: On the test images, 0..1; the last is what always answering the most frequent class would give.
+    seconds: float  #: Duration of the whole command.
+    #: Scores on the test images, 0..1; the last is that of always answering the most frequent class.
     accuracy: float
     balanced_accuracy: float
     majority: float
-    at_chance: bool  #: As `psl_flower.engine.classification_scores.Scores.at_chance`.
+    at_chance: bool  #: Same as `psl_flower.engine.classification_scores.Scores.at_chance`.
 
 
 class Report(kept.Report, frozen=True, kw_only=True):

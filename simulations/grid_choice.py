@@ -1,4 +1,4 @@
-"""What `grid="auto"` chooses for images of different kinds; `python -m simulations.grid_choice`."""
+"""Measures what `grid="auto"` chooses for images of different kinds; `python -m simulations.grid_choice`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _choose(given: argparse.Namespace) -> None:
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """The grid for a set of images."""
 
-    name: str  #: Of the images.
+    name: str  #: Name of the images.
     #: (height, width) in pixels.
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
@@ -59,8 +59,8 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     cols: int
     num_images: int  #: Images that were looked at.
-    turns: float  #: How often brightness turns along a line of an image; see `psl_flower.patches.complexity`.
-    reason: str  #: What a run says of the choice.
+    turns: float  #: Turns of brightness along a line of an image; see `psl_flower.patches.complexity`.
+    reason: str  #: Reason that a run prints for the choice.
 
 
 class Report(reports.Report, frozen=True, kw_only=True):

@@ -39,9 +39,9 @@ class Study(Generic[Asked, Kind]):
     """A measurement in progress."""
 
     options: Asked
-    folder: Path  #: For temporary files.
-    progress: Progress  #: Shows how it goes.
-    report: Kind  #: What has been measured, the trials of an earlier, interrupted command first.
+    folder: Path  #: Folder for temporary files.
+    progress: Progress  #: Progress display.
+    report: Kind  #: Measurements so far, those of an earlier, interrupted command first.
     out: Path | None  #: File of the report.
 
     def keep(self, *trials: object, **changes: object) -> None:

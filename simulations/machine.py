@@ -1,4 +1,4 @@
-"""What a measurement depends on: this machine, the versions installed, the memory of processes."""
+"""Describes the conditions of a measurement: this machine, installed versions, the memory of processes."""
 
 from __future__ import annotations
 

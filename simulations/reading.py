@@ -1,4 +1,4 @@
-"""How fast datasets are read, beside an older installation; `python -m simulations.reading`."""
+"""Measures how fast datasets are read, compared with an older installation; `python -m simulations.reading`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Options(fields.Settings):
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One reading of all images of a dataset in a fresh process."""
 
-    #: What was read, and by "this" installation or the "other".
+    #: Dataset read, and the installation that read it: "this" or "other".
     data: str
     installation: str
     images: int

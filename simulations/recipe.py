@@ -61,11 +61,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int
     steps: int
     lr: float  #: Peak learning rate of the one-cycle schedule.
-    #: On the validation images, 0..1; the last is what always answering the most frequent class would give.
+    #: Scores on the validation images, 0..1; the last is that of always answering the most frequent class.
     accuracy: float
     balanced_accuracy: float
     majority: float
-    at_chance: bool  #: As `psl_flower.engine.classification_scores.Scores.at_chance`.
+    at_chance: bool  #: Same as `psl_flower.engine.classification_scores.Scores.at_chance`.
     #: Mean cross entropy of the validation images; time of the training.
     loss: float
     seconds: float

@@ -28,13 +28,13 @@ class _Meta(msgspec.StructMeta, abc.ABCMeta):
 class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
     """A result file; a benchmark's own report gives the first two their defaults, and adds what it measured."""
 
-    #: Which benchmark this is of, and its format.
+    #: Name of the benchmark, and version of its format.
     benchmark: str
     version: int
-    date: str  #: When it began, UTC.
+    date: str  #: Date and time of the start, UTC.
     #: CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
     machine: dict[str, str | int | float]
-    versions: dict[str, str]  #: Of Python and the packages that matter.
+    versions: dict[str, str]  #: Versions of Python and the packages that matter.
 
     @property
     @abc.abstractmethod

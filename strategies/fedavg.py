@@ -25,7 +25,7 @@ class RoundTotals:
     down: dict[int, int] = field(default_factory=dict)
     samples: int = 0  #: Images that the clients trained on in this round, each counted once for each local pass.
     steps: int = 0  #: Local steps of the client that had most of them.
-    train_s: float = 0.0  #: From the first message out to the last reply.
+    train_s: float = 0.0  #: Seconds from the first message out to the last reply.
     loss: float = 0.0  #: Mean loss of this round's local steps, weighted by the clients' images.
 
 

@@ -21,9 +21,9 @@ from psl_flower.text import OnProgress
 class Pretrained:
     """Result of a pretraining."""
 
-    file: Path  #: Of the Uppers' weights.
+    file: Path  #: File of the Uppers' weights.
     name: str  #: "sha256:..." of the file.
-    accuracy: float  #: On the public dataset's test images, 0..1.
+    accuracy: float  #: Accuracy on the public dataset's test images, 0..1.
     #: Steps trained; training images.
     steps: int
     images: int

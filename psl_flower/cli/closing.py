@@ -1,4 +1,4 @@
-"""What a person at a terminal reads at the end of a training: result, time, places, and what to do next."""
+"""Formats the summary shown at a terminal after a training: result, time, folders, and next commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every command of the program reads its options: -h, plain help, and spellings of earlier versions."""
+"""Base class of all commands of the program: adds -h, plain help, and option spellings of earlier versions."""
 
 from __future__ import annotations
 

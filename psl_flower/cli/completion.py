@@ -1,4 +1,4 @@
-"""What a shell may complete on the command line: names of runs and settings; loads no torch."""
+"""Completes names of runs and settings on the command line, for the shell; loads no torch."""
 
 from __future__ import annotations
 

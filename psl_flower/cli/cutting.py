@@ -1,4 +1,4 @@
-"""How an owner's images are cut: from the options and settings of `psl ingest`, or from the set that it appends to."""
+"""Derives how to cut an owner's images from the options and settings of `psl ingest`, or from the set appended to."""
 
 from __future__ import annotations
 

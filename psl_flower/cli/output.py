@@ -1,4 +1,4 @@
-"""What the commands share: options, tables, exit statuses."""
+"""Shared parts of the commands: options, tables, exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands that read a dataset share: the settings of the reading, and its account."""
+"""Shared parts of the commands that read a dataset: the settings for reading it, and its account."""
 
 from __future__ import annotations
 

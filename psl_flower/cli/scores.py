@@ -1,4 +1,4 @@
-"""How `psl evaluate` shows scores: for people, and for programs."""
+"""Prints the scores of `psl evaluate`, for people and for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the owner's and restorer's commands share: passphrases, sizes, places, trust."""
+"""Shared parts of the owner's and restorer's commands: passphrases, sizes, folders, trust."""
 
 from __future__ import annotations
 

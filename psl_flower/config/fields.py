@@ -49,7 +49,7 @@ RUN_NAME = Form(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", "letters, digits, '.', '_
 class Description:
     """Meaning, range and choices of one setting."""
 
-    doc: str  #: What it does, with its unit; for `psl settings`.
+    doc: str  #: Meaning, with its unit; for `psl settings`.
     #: Range of a number: `least` and `most` are allowed themselves, `above` and `below` are not.
     least: float = -math.inf
     above: float = -math.inf

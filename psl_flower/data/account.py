@@ -32,7 +32,7 @@ class SplitAccount(msgspec.Struct, frozen=True, kw_only=True):
     """The images taken for "train" or for "test"."""
 
     name: str  #: "train" or "test": what they are for.
-    source: str  #: Where they are in the dataset: its own split, folder or table, or a share of one.
+    source: str  #: Place of the images in the dataset: its own split, folder or table, or a share of one.
     classes: dict[str, int]  #: Images of each class, in the order of the labels; 0 for a class without one.
 
     @property
@@ -45,9 +45,9 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What was read of a dataset."""
 
     dataset: str  #: Its name, as the user gave it.
-    reader: str  #: How it was read, such as "images by class".
+    reader: str  #: Way of reading it, such as "images by class".
     splits: tuple[SplitAccount, ...]  #: The images taken.
-    left_out: tuple[LeftOut, ...] = ()  #: What was found and not taken, the most first.
+    left_out: tuple[LeftOut, ...] = ()  #: Items found but not taken, the most frequent first.
     #: Further facts, one sentence each: how pixels were mapped, which metadata were ignored.
     notes: tuple[str, ...] = ()
     #: The pixel values that became black and white, where the images' format did not decide it.

@@ -40,10 +40,10 @@ _MOST_MEMBERS = 1000
 class StoredArray:
     """An array in a file."""
 
-    path: str  #: The file's, within the dataset's folder.
-    name: str  #: Its own within that file; empty where the file holds one.
-    shape: tuple[int, ...]  #: Its axes.
-    dtype: np.dtype[Any]  #: Of its values.
+    path: str  #: Path of the file, relative to the dataset's folder.
+    name: str  #: Name of the array in that file; empty if the file holds only one.
+    shape: tuple[int, ...]  #: Size of each axis.
+    dtype: np.dtype[Any]  #: Dtype of its values.
     alone: bool  #: Whether it is the only one in its file.
     #: Returns its values, from the disk where they lie as they are, else in memory. Raises one of `ARRAY_ERRORS`, for
     #: Python objects too.

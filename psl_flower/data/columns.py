@@ -1,7 +1,7 @@
-"""Which column of a table holds the images and which the classes, and how both are read from it.
+"""Finds the columns of a table that hold the images and the classes, and reads both.
 
-A column whose name states its role wins, and is refused where its type is not fit for that; of several that may be
-meant none is taken without being named.
+A column whose name states its role wins, but is refused if its type does not suit that role; if several columns are
+possible, the user must name one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where the `datasets` library keeps its copies of local tables, which hold all their images in the clear.
+"""Manages the `datasets` library's copies of local tables, which hold all their images unencrypted.
 
 The copies are for this user alone. They make the next opening fast, so training keeps them. Commands that seal images,
-or look at them before, keep none, since owners expect no others once they delete the originals.
+or inspect them beforehand, keep no copies: owners who delete the originals expect no others to exist.
 """
 
 from __future__ import annotations

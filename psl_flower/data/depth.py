@@ -27,9 +27,9 @@ _PNG_BITS = 24
 class PixelKind:
     """A kind of pixels."""
 
-    name: str  #: What they are called, in errors.
+    name: str  #: Name of such pixels, in errors.
     white: int = 0  #: The value that is white; 0 where nothing says it.
-    note: str = ""  #: What the account says of such images.
+    note: str = ""  #: Note in the account on such images.
     negative: bool = False  #: Whether 0 is white, and the highest value black.
 
 

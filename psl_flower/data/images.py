@@ -25,7 +25,7 @@ from psl_flower.patches.cutting import Source
 class RawSplit:
     """One split of a dataset, before any selection."""
 
-    name: str  #: As the dataset calls it.
+    name: str  #: Name that the dataset gives it.
     labels_N: NDArray[np.int64]  #: Index into the class names; -1 where there is no label.
     #: Takes row numbers (R,) and a decoder, and yields their images, uint8 (H, W, C), one at a time; raises
     #: CorruptImage, and DataError as the decoder does.
@@ -39,11 +39,11 @@ class RawDataset:
     """A dataset before any selection."""
 
     class_names: tuple[str, ...]  #: Label k -> name.
-    train: RawSplit  #: To train on.
-    test: RawSplit | None  #: To test on; None where the training images must be divided.
-    reader: str  #: How it was read, for its account.
-    left_out: LeftOutTally = field(default_factory=LeftOutTally)  #: What was found and is in neither split.
-    notes: list[str] = field(default_factory=list)  #: What else its account says.
+    train: RawSplit  #: Training images.
+    test: RawSplit | None  #: Test images; None if the training images must be divided.
+    reader: str  #: Way of reading it, for its account.
+    left_out: LeftOutTally = field(default_factory=LeftOutTally)  #: Items found that are in neither split.
+    notes: list[str] = field(default_factory=list)  #: Further notes for its account.
 
 
 def joined(splits: Sequence[RawSplit]) -> RawSplit:

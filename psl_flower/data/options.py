@@ -31,7 +31,7 @@ class SourceOptions:
     test_split: str = ""
     #: Column that names the split of each row; "none": no column does; empty: found by its name and values.
     split_column: str = ""
-    class_folder: Literal["", "top", "leaf"] = ""  #: Which folder names the class where they lie in each other.
+    class_folder: Literal["", "top", "leaf"] = ""  #: Folder that names the class if folders are nested.
     leave_out: str = ""  #: Patterns of names and paths in a folder, separated by commas, that are passed by.
     #: LOW..HIGH, the values of pixels deeper than 8 bits that become 0 and 255; "dataset": its own; empty: as the
     #: images' format says.
@@ -39,7 +39,7 @@ class SourceOptions:
     background: str = "white"  #: Colour that transparent images are put on.
     #: Part of the training images, above 0 and below 1, to test on where the dataset has no test split.
     test_fraction: float = 0.2
-    seed: int = 0  #: Of that division and of the selection by max_train and max_test, 0 to 2**32 - 1.
+    seed: int = 0  #: Seed of that division and of the selection by max_train and max_test, 0 to 2**32 - 1.
     #: Take only that many images, drawn at random; 0 takes all.
     max_train: int = 0
     max_test: int = 0

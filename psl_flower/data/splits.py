@@ -1,4 +1,4 @@
-"""Which splits of a dataset to train and to test on: by their names, or as the settings say."""
+"""Chooses the splits of a dataset to train and to test on, by their names or by the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine offers: a folder for states, space on its disk, memory, the device."""
+"""Checks this machine for `psl doctor`: the folder for states, disk space, memory, the device."""
 
 from __future__ import annotations
 

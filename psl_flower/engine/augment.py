@@ -31,7 +31,7 @@ class Augmentation:
     In all methods `seed` is that of (run, epoch), and `samples_B` are global sample indices (B,), int64.
     """
 
-    grid: PatchGrid  #: How images are cut, with the stores' margin.
+    grid: PatchGrid  #: Grid that images are cut by, with the stores' margin.
     context: int = 0  #: Pixels around each patch that the network takes with it; with shifts, no more than the margin.
     flip: bool = False  #: Mirror a sample left to right with probability one half.
     #: Largest shift in pixels, up, down, left or right; 0 for none. Without a margin a store does not know what comes

@@ -76,8 +76,8 @@ class Blueprint:
     #: The run's settings, with numbers where those given leave them to the dataset
     #: (`psl_flower.engine.automatic_settings`).
     config: RunConfig
-    description: StoreSetDescription  #: Of the stores that it works with.
-    override: CompressionTraining | OnnxInference | None = None  #: What nodes have in place of the run's own Uppers.
+    description: StoreSetDescription  #: Description of the stores that the run uses.
+    override: CompressionTraining | OnnxInference | None = None  #: Replaces the run's own Uppers on nodes.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", planned(self.config, self.description))

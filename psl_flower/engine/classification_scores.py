@@ -29,7 +29,7 @@ class Scores:
     #: images are and some are not, None if there is no such class or the probabilities are unknown.
     auc: float | None
     confusion_KK: NDArray[np.int64]  #: Images by class (row) and predicted class (column), int64.
-    #: By class, 0..1, float64; 0 where they are not defined.
+    #: Scores by class, 0..1, float64; 0 where they are undefined.
     precision_K: NDArray[np.float64]
     recall_K: NDArray[np.float64]
     f1_K: NDArray[np.float64]

@@ -22,7 +22,7 @@ TEMPERATURE = 4.0
 class Teacher:
     """The teacher of a student that is trained in one process."""
 
-    net: PatchSplitNet  #: In eval mode, on the student's device; sees the same augmented patches.
+    net: PatchSplitNet  #: Network in eval mode, on the student's device; sees the same augmented patches.
     share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.
 
     def loss(
@@ -62,7 +62,7 @@ class Teacher:
 class LowerTeacher:
     """The Lower's half of a teacher, beside the student's Lower; its Uppers are beside the student's, on the nodes."""
 
-    lower: nn.Module  #: In eval mode, on the student's device.
+    lower: nn.Module  #: Lower in eval mode, on the student's device.
     share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.
     channels: int  #: C of its smashed data, the last of those that come up.
 

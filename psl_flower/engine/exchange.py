@@ -23,18 +23,18 @@ from psl_flower.wire.mid_step import Adapt, Judge
 class Down(NamedTuple):
     """A message to one Upper."""
 
-    turn: Turn  #: What it is to do.
-    #: Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what
-    #: the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
+    turn: Turn  #: Turn to carry out.
+    #: Tensor that the turn carries, if any: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,)
+    #: of what the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
     tensor: torch.Tensor | None = None
 
 
 class Up(NamedTuple):
     """What comes back from one Upper."""
 
-    answer: Answer  #: As the turn's `answered_by` says.
-    #: Where the answer carries one: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or what the
-    #: Upper shares (N,), float32.
+    answer: Answer  #: Answer, of the type that the turn's `answered_by` names.
+    #: Tensor that the answer carries, if any: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or
+    #: what the Upper shares (N,), float32.
     tensor: torch.Tensor | None = None
 
 
@@ -45,7 +45,7 @@ class WireFormat:
     #: Codec names (`psl_flower.wire.codecs`) of smashed data and of their gradients.
     activations: str = "float32"
     gradients: str = "float32"
-    dtype: torch.dtype = torch.float32  #: In which a party computes, and receives tensors.
+    dtype: torch.dtype = torch.float32  #: Dtype that a party computes in, and receives tensors in.
 
     @classmethod
     def of(cls, config: RunConfig, dtype: torch.dtype) -> WireFormat:

@@ -1,4 +1,4 @@
-"""What a training step costs: weights, bytes on the wire, memory; computed on meta tensors.
+"""Computes the cost of a training step on meta tensors: weights, bytes on the wire, memory.
 
 Shape suffixes: B batch, P positions, K positions of one Upper, C channels, h and w of a patch or its smashed data.
 """

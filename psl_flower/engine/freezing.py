@@ -1,8 +1,8 @@
-"""When the Uppers are frozen, and which views of an image the Lower trains on from then on.
+"""Decides when the Uppers are frozen, and which views of an image the Lower trains on from then on.
 
 A frozen Upper is in evaluation mode and receives no gradient, so it returns the same for a view of an image each time.
 With `views` each is sent once and kept at the Lower (`psl_flower.engine.looks`); the Lower then trains without nodes.
-View 0 is the image as it is, others are augmented, each from a seed that is the same for all parties.
+View 0 is the unchanged image; others are augmented, each from a seed that is the same for all parties.
 
 Shape suffixes: B batch.
 """

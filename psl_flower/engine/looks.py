@@ -52,12 +52,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     run: str  #: Identity of the run.
     dataset: str  #: Fingerprint of the set of stores.
-    upper: int  #: Whose smashed data these are.
-    after: int  #: Steps in which it has learnt.
-    shape: tuple[int, int, int, int]  #: (K, h, w, C) of an image's.
-    codec: str  #: Of a record.
-    batches: int  #: Batches of all looks.
-    images: int  #: Records of all of them.
+    upper: int  #: Upper that the smashed data come from.
+    after: int  #: Number of steps that it was trained for.
+    shape: tuple[int, int, int, int]  #: (K, h, w, C) of an image's smashed data.
+    codec: str  #: Codec of a record.
+    batches: int  #: Number of batches of all looks.
+    images: int  #: Number of records in all batches.
 
     @property
     def encoded(self) -> bytes:

@@ -102,7 +102,7 @@ class Pass(NamedTuple):
     """A forward pass of a plan."""
 
     graph: Any  #: State for `PartyEngine.backward`; None if there is no backward pass.
-    smashed: torch.Tensor  #: What goes up, on the CPU.
+    smashed: torch.Tensor  #: Smashed data to send up, on the CPU.
     read_s: float  #: Seconds that reading the data took.
 
 

@@ -1,4 +1,4 @@
-"""Where the rounds of a training end, and which of them evaluate."""
+"""Computes where the rounds of a training end, and which of them evaluate."""
 
 from __future__ import annotations
 

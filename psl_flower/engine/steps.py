@@ -12,7 +12,7 @@ import torch
 class StepLoss:
     """Losses of one step; means over the batch."""
 
-    #: As in `psl_flower.losses.LossParts`.
+    #: Losses as in `psl_flower.losses.LossParts`.
     full: float
     lower: float
     uppers: float

@@ -18,7 +18,7 @@ class BestSoFar:
     """What the evaluations on validation images say."""
 
     step: int = 0  #: Steps applied at the best evaluation, the earliest of equals; 0 if none has a number.
-    value: float = math.nan  #: What it measured.
+    value: float = math.nan  #: Its measured value.
     since: int = 0  #: Evaluations after it.
     ended: bool = False  #: Whether training ends.
 

@@ -47,17 +47,17 @@ class Lessons(Protocol):
 class Task:
     """The samples, schedule and augmentation of a training; the same for the federated run and for one process."""
 
-    order: BatchOrder  #: Which samples make up a step.
+    order: BatchOrder  #: Samples of each step.
     schedule: Schedule  #: Learning rate by step.
     labels: NDArray[np.int64]  #: Classes of all samples by global index, int64.
-    augmentation: Augmentation  #: What is drawn in training.
+    augmentation: Augmentation  #: Augmentation drawn in training.
     test: NDArray[np.int64]  #: Global indices of the test split's samples, int64.
     evaluate_batch_size: int  #: Samples in an evaluation batch.
     steps_per_round: int  #: Steps of a round.
-    class_weights_K: torch.Tensor | None = None  #: As in `psl_flower.losses.Targets`.
+    class_weights_K: torch.Tensor | None = None  #: Class weights as in `psl_flower.losses.Targets`.
     #: Global indices of the training samples held back to validate on, int64; may be empty.
     valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    freezing: Freezing | None = None  #: When the Uppers no longer learn, if ever.
+    freezing: Freezing | None = None  #: Freezing of the Uppers, if they are frozen.
 
     @property
     def total_steps(self) -> int:

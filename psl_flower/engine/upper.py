@@ -45,13 +45,13 @@ class UpperOptions:
     #: Per channel, for normalisation (`psl_flower.engine.inputs`).
     mean: Sequence[float]
     std: Sequence[float]
-    augmentation: Augmentation  #: What is drawn in training.
+    augmentation: Augmentation  #: Augmentation drawn in training.
     autocast: bool = False  #: Whether forward passes run under bfloat16 autocast.
-    device: torch.device = torch.device("cpu")  #: Where the model computes.
+    device: torch.device = torch.device("cpu")  #: Device that the model computes on.
     averaged: bool = False  #: Whether the Uppers of this run are averaged; if not, messages about it are refused.
     #: Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
     frozen_after: int | None = None
-    noise: CodeNoise | None = None  #: What is added to codes, if anything.
+    noise: CodeNoise | None = None  #: Noise added to codes, if any.
     #: Returns the training whose plans of steps and looks alone are taken; None takes whatever plan comes.
     lessons: Callable[[], Task] | None = None
 

@@ -1,4 +1,4 @@
-"""What a node's own configuration says (`--node-config`), and what a simulated node has in its place."""
+"""Reads a node's own configuration (`--node-config`), or supplies a simulated node's equivalent."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ class Placement:
     """Which node hosts which Uppers, and how they talk to the Lower."""
 
     hosts: dict[int, tuple[int, ...]]  #: Uppers by node id.
-    names: dict[int, str]  #: What to call a node in a message for people.
-    claims: dict[int, Claim]  #: What each Upper's store holds.
-    transport: str  #: "stream" or "flower": as chosen.
+    names: dict[int, str]  #: Names of nodes in messages for people.
+    claims: dict[int, Claim]  #: Content of each Upper's store.
+    transport: str  #: Transport chosen: "stream" or "flower".
     simulated: bool  #: Whether these are simulated nodes.
     absent: tuple[int, ...] = ()  #: Uppers that no node hosts, or that the run leaves out.
     #: Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.

@@ -39,10 +39,10 @@ Batch = tuple[torch.Tensor, NDArray[np.int64]]
 class LabelledImages:
     """Images with their classes."""
 
-    dataset: str  #: Where they come from.
+    dataset: str  #: Dataset that they come from.
     num_images: int  #: N, 1 or more.
     batches: Iterator[Batch]  #: Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
-    account: Account | None = None  #: What was read, of a dataset that was opened for them.
+    account: Account | None = None  #: Account of the dataset, if one was opened for them.
 
 
 def own_test_images(

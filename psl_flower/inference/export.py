@@ -41,7 +41,7 @@ _PREPROCESSING = (
 class Exported:
     """A written file."""
 
-    path: Path  #: Where it is.
+    path: Path  #: Path of the file.
     num_bytes: int
     difference: float  #: Largest absolute difference of its logits from the network's, on random images.
     relative_difference: float  #: The same, divided by the largest absolute logit.

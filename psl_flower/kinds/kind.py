@@ -33,7 +33,7 @@ class Work:
 
     config: RunConfig  #: Its settings: those given, or those of an old run.
     source: RunFolder  #: The run that owns settings, weights and nodes' states.
-    folder: RunFolder  #: Where status, log and results go; of a training, `source`.
+    folder: RunFolder  #: Folder of status, log and results; for a training, `source`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Kind(Settings):
     handler: ClassVar[str]  #: "module:function", called on the server with a `server.run.ServerRun`.
     unit: ClassVar[str] = "step, with a checkpoint"  #: Unit of work that a run completes before it stops on request.
     takes_name: ClassVar[bool] = True  #: Whether `run-name` names its folder.
-    trains: ClassVar[bool] = False  #: Whether a network is trained that can be used then.
+    trains: ClassVar[bool] = False  #: Whether it trains a network that can then be used.
 
     #: The general settings; a kind's own settings are its fields declared with `setting`.
     config: RunConfig = field(default_factory=RunConfig)

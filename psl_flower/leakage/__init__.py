@@ -1,4 +1,4 @@
-"""What smashed data give away, measured: decoders that rebuild images from what the Lower receives (`psl leak`).
+"""Measures the leakage of smashed data: decoders rebuild images from what the Lower receives (`psl leak`).
 
 The attacker is the server: it has the codes of the run's images from the finished network (or from several states of
 it), and auxiliary images of the same kind, whose codes it can compute since it may query the trained Uppers. What these

@@ -39,9 +39,9 @@ class Pairs(NamedTuple):
 class Trained(NamedTuple):
     """A trained decoder."""
 
-    decoder: nn.Module  #: In eval mode, with the weights of its best epoch.
-    validation_ssim: float  #: Of auxiliary images that it was not trained on.
-    epochs: int  #: Trained, with those after the best.
+    decoder: nn.Module  #: Decoder in eval mode, with the weights of its best epoch.
+    validation_ssim: float  #: SSIM on auxiliary images that it was not trained on.
+    epochs: int  #: Number of epochs trained, including those after the best.
 
 
 def divided(auxiliary: Pairs) -> tuple[Pairs, Pairs]:

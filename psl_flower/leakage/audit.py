@@ -57,16 +57,16 @@ class Attacked(NamedTuple):
 class Attacks:
     """Attacks on the images of one run."""
 
-    description: StoreSetDescription  #: Of the images.
+    description: StoreSetDescription  #: Description of the images.
     #: Disjoint.
     victims: Known
     auxiliary: Known
-    settings: AuditSettings  #: How hard the attacker tries.
+    settings: AuditSettings  #: Effort of the attacker.
     on_progress: OnProgress = lambda what, done, total: None  #: Called with (what, done, at most).
     #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by
     #: default the network does.
     received: tuple[torch.Tensor, torch.Tensor] | None = None
-    dataset: str = ""  #: What the images are called where they are not the run's own.
+    dataset: str = ""  #: Name of the images if they are not the run's own.
 
     @property
     def num_candidates(self) -> int:

@@ -27,7 +27,7 @@ _CANDIDATES = 1000
 class Pictures(NamedTuple):
     """A row of the sheet."""
 
-    title: str  #: What it shows.
+    title: str  #: Caption of the row.
     images_NCHW: torch.Tensor  #: Pixels in 0..1.
 
 

@@ -26,9 +26,9 @@ _HIDDEN = 1024
 class Sizes:
     """What a decoder is made for."""
 
-    grid: PatchGrid  #: How images are cut.
+    grid: PatchGrid  #: Grid that images are cut by.
     smashed: tuple[int, int, int]  #: (C, h, w) of a patch's smashed data.
-    channels: int  #: Of the images.
+    channels: int  #: Channels of the images.
 
 
 class AttackDecoder(nn.Module, ABC):

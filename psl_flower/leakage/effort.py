@@ -38,11 +38,11 @@ _STARTS, _JOINED = 2 * len(DECODERS), 2.0
 class Effort(NamedTuple):
     """A forecast; seconds are rough, and as many as an attack may take at most."""
 
-    threads: int  #: To compute with.
+    threads: int  #: Threads to compute with.
     joined: bool  #: Whether looks are joined; the time of training the run again for them is not known here.
     decoder: float  #: Seconds of a decoder's training, of one look.
-    substitutes: float  #: Of training substitutes for the Uppers.
-    mending: float  #: Of mending images, which is done once, and once more with several looks.
+    substitutes: float  #: Seconds of training substitutes for the Uppers.
+    mending: float  #: Seconds of mending images, done once, and once more with several looks.
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""What a node learns of classes from the gradients of its smashed data.
+"""Measures what a node learns about classes from the gradients of its smashed data.
 
 Gradients of images of one class point the same way, since the loss pulls them towards the same answer. So a node that
 knows the classes of a few images guesses those of the others by the most similar direction.
@@ -22,10 +22,10 @@ KNOWN_PER_CLASS = 5
 class LabelGuess(msgspec.Struct, frozen=True, kw_only=True):
     """How well a node guesses classes."""
 
-    node: int  #: Which Upper's.
-    images: int  #: Whose classes are guessed.
+    node: int  #: Index of the node's Upper.
+    images: int  #: Number of images whose classes are guessed.
     known: int  #: Images of each class that the node knows the class of, at most.
-    looks: int  #: Whose gradients are joined.
+    looks: int  #: Number of looks whose gradients are joined.
     #: Share that it guesses right: from gradients, and by the same method from its own smashed data, which need no
     #: training of the Lower.
     from_gradients: Interval

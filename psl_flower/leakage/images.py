@@ -1,4 +1,4 @@
-"""Which images are attacked, and which the attacker has to learn from.
+"""Selects the images to attack, and those that the attacker learns from.
 
 Shape suffixes: N images, C channels, H and W pixels.
 """

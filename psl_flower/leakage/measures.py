@@ -21,7 +21,7 @@ _RESAMPLES = 1000
 class Interval(NamedTuple):
     """A mean over images with its 95 % interval, from resampling the images."""
 
-    #: In the unit of what was averaged.
+    #: Values in the unit of the averaged quantity.
     mean: float
     low: float
     high: float

@@ -30,7 +30,7 @@ class RecordedLooks:
     flipped_LN: torch.Tensor  #: bool, whether the image was mirrored in that look; the Lower knows it.
     #: float32, what the node received for its own smashed data, averaged to at most 2x2 for each channel.
     gradient_LND: torch.Tensor
-    positions: tuple[int, ...]  #: Of that node.
+    positions: tuple[int, ...]  #: Positions of that node.
     shown: int  #: Different looks that the Lower had in the training, an epoch each; L of them were recorded.
 
     @property

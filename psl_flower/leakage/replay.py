@@ -36,9 +36,9 @@ class Threads(NamedTuple):
 class Replay(NamedTuple):
     """A training that was done again."""
 
-    looks: RecordedLooks  #: What its Lower received.
+    looks: RecordedLooks  #: Looks that its Lower received.
     exact: bool  #: Whether it reproduced the run's weights bit for bit.
-    seconds: float  #: That it took.
+    seconds: float  #: Duration.
 
 
 def threads_of(run: RunFolder) -> Threads | None:

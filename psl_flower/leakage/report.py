@@ -1,4 +1,4 @@
-"""What an audit found, and its verdict in words."""
+"""The report of an audit: its findings, and a verdict in words."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """How the looks of the training were obtained."""
 
     shown: int  #: Looks that the Lower had at each image in the training.
-    joined: int  #: Of these, that the attacker joined.
+    joined: int  #: Number of these that the attacker joined.
     exact: bool  #: Whether training again gave the run's weights, bit by bit.
     seconds: float  #: Duration of the replay.
 
@@ -71,7 +71,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     """The result of an audit."""
 
-    #: What was attacked.
+    #: Run and images attacked.
     run: str
     dataset: str
     #: Images rebuilt; images the attacker had, and was to have.
@@ -82,15 +82,15 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     #: Passes at most; seed.
     epochs: int
     seed: int
-    bits: int | None  #: Of an image's codes in a look; None where numbers cross the cut.
-    numbers: int  #: That cross the cut for an image in a look.
+    bits: int | None  #: Bits of an image's codes in a look; None if numbers cross the cut.
+    numbers: int  #: Count of the numbers that cross the cut for an image in a look.
     unique: float  #: Share of victims whose codes no other victim has, so that who has the image finds it.
-    findings: tuple[AttackFinding, ...]  #: Of all attackers, the floors among them.
-    #: That the decoders computed with, which changes last bits; None in reports from before it was kept.
+    findings: tuple[AttackFinding, ...]  #: Findings of all attackers, including the floors.
+    #: Threads that the decoders computed with, which affects the last bits; None in older reports.
     threads: int | None = None
-    replayed: Replayed | None = None  #: Where the looks of the training were joined.
-    labels: LabelGuess | None = None  #: What a node learns of classes; None where its gradients are not known.
-    seams: tuple[Seam, ...] = ()  #: What colluding nodes match.
+    replayed: Replayed | None = None  #: Replay of the training, if its looks were joined.
+    labels: LabelGuess | None = None  #: What a node learns about classes; None if its gradients are unknown.
+    seams: tuple[Seam, ...] = ()  #: Matches that colluding nodes find.
 
     @property
     def looks(self) -> int:

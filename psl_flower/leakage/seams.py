@@ -1,4 +1,4 @@
-"""What colluding nodes can join: patches of one image, found in two stores by the pixels along their common border.
+"""Measures how well colluding nodes join patches of one image in two stores by the pixels along their common border.
 
 Shape suffixes: N and M records, P positions, C channels, h and w pixels of a patch with its margin, D pixels of a
 border.

@@ -48,12 +48,12 @@ _CALIBRATION_BATCH = 32
 class Artefacts:
     """A network as ONNX models."""
 
-    uppers: tuple[onnx.ModelProto, ...]  #: By Upper.
+    uppers: tuple[onnx.ModelProto, ...]  #: Models by Upper.
     lower: onnx.ModelProto  #: The Lower.
-    #: What stands before the Uppers, and between them and the Lower; without weights.
+    #: Graphs before the Uppers, and between them and the Lower; without weights.
     cut: onnx.ModelProto
     join: onnx.ModelProto
-    whole: onnx.ModelProto  #: All of it.
+    whole: onnx.ModelProto  #: The whole network.
 
     def save(self, folder: Path) -> Path:
         """Write all files, the whole network last; makes the folder and returns the whole network's path.
@@ -108,7 +108,7 @@ def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefact
 class QuantisedUpper(NamedTuple):
     """An Upper in int8, and what the Lower's calibration needs of it."""
 
-    model: onnx.ModelProto  #: In int8.
+    model: onnx.ModelProto  #: The Upper in int8.
     #: Smashed data of the patches that it was calibrated on, as the Upper in float32 answers.
     smashed_NChw: torch.Tensor
 

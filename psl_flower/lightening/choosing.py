@@ -18,8 +18,8 @@ class Choice:
     """The model that was chosen, and why."""
 
     what: str  #: Its name; see `psl_flower.lightening.names`.
-    why: str  #: In words, for a person.
-    #: For each model that meets the conditions and is beaten in everything, one that beats it.
+    why: str  #: Reason in words, for a person.
+    #: Maps each model that meets the conditions but is beaten in everything to one that beats it.
     beaten_by: Mapping[str, str]
 
 

@@ -51,7 +51,7 @@ class ImagesToJudge:
 
     choose_N: NDArray[np.int64]  #: Models are chosen by these alone, int64.
     report_N: NDArray[np.int64]  #: Accuracy on these is only reported, int64; may be empty.
-    about: str  #: What they are, in words.
+    about: str  #: Description in words.
 
     @property
     def all_N(self) -> NDArray[np.int64]:

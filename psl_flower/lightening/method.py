@@ -85,7 +85,7 @@ class Lightened:
     reason: str  #: Why, in words.
     choice: Choice | None  #: The model chosen, if one meets the conditions.
     closest: str  #: Name of that one, or of the model that lacks least.
-    images: ImagesToJudge  #: What accuracy was measured on.
+    images: ImagesToJudge  #: Images that accuracy was measured on.
     third: Path | None  #: Folder of the light model, if the conditions hold.
 
 

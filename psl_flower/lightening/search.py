@@ -18,15 +18,15 @@ from psl_flower.errors import ConfigError
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one artefact."""
 
-    accuracy: float  #: Of the artefact itself on the images by which models are chosen, 0..1.
-    test_accuracy: float | None = None  #: On the images that are only reported; None without such images.
+    accuracy: float  #: Accuracy of the artefact itself on the images that models are chosen by, 0..1.
+    test_accuracy: float | None = None  #: Accuracy on the images that are only reported; None without such images.
     images_per_s: float  #: Median, in batches.
     latency_ms: float  #: Median, of one image alone.
-    #: As in `psl_flower.lightening.judging.Speed`.
+    #: Spreads as in `psl_flower.lightening.judging.Speed`.
     images_per_s_spread: float = 0.0
     latency_spread: float = 0.0
-    num_bytes: int  #: Of the file on disk.
-    #: Of the network; multiply-adds for one image.
+    num_bytes: int  #: Size of the file on disk.
+    #: Size of the network; multiply-adds for one image.
     parameters: int
     multiply_adds: int
 
@@ -56,9 +56,9 @@ class Conditions:
 
     min_accuracy: float  #: Accuracy at or below it is too low; 0..1, 1 excluded.
     min_speed: float | None = None  #: Images per second; a speed at or below it is too low.
-    #: Of one image; a latency at or above it is too long. Exactly one of the two is given.
+    #: Milliseconds for one image; a latency at or above it is too long. Exactly one of the two is given.
     max_latency_ms: float | None = None
-    max_bytes: float | None = None  #: Of the file; more is too large. None: any size will do.
+    max_bytes: float | None = None  #: Limit on the file's size; None: no limit.
     #: The condition of accuracy in words; empty: made from `min_accuracy`.
     accuracy_text: str = field(default="", compare=False)
 
@@ -127,7 +127,7 @@ class Conditions:
 class Attempt:
     """One degree that was judged."""
 
-    degree: int  #: Of lightening.
+    degree: int  #: Degree of lightening.
     judged: Judgement
     verdict: Verdict
     most_left: int = 0  #: Judgements that may have to follow.
@@ -137,10 +137,10 @@ class Attempt:
 class Outcome:
     """How the loop ended."""
 
-    end: LoopEnd  #: Why.
+    end: LoopEnd  #: Why it ended.
     attempts: tuple[Attempt, ...]
     best: Attempt  #: The one that satisfies, or the one that lacks least.
-    reason: str  #: Which condition fails, and where; for a person.
+    reason: str  #: Condition that fails, and where; for a person.
 
 
 def search(

@@ -28,7 +28,7 @@ class Cost(NamedTuple):
     """The size of a whole patch-split network: all Uppers and the Lower."""
 
     parameters: int  #: Weights, without BatchNorm's statistics.
-    multiply_adds: int  #: Of convolutions and the classifier, for one image.
+    multiply_adds: int  #: Multiply-adds of convolutions and the classifier, for one image.
 
 
 def cost_of(blueprint: Blueprint, size: BackboneSize | None = None) -> Cost:

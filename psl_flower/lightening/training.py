@@ -44,7 +44,7 @@ class LightTraining:
     place: Path  #: The network's folder.
     size: BackboneSize  #: The network's.
     epochs: int  #: 1 or more.
-    teacher: SizedTeacher | None = None  #: Whose answers are learnt beside the labels.
+    teacher: SizedTeacher | None = None  #: Teacher whose answers are learnt in addition to the labels.
     weight_bits: int = 0  #: Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
 
     @property
@@ -94,7 +94,7 @@ class LocalTrainer:
     config: RunConfig  #: The run's.
     stores: StoreSet  #: The run's images, with labels.
     opened: Sequence[PatchStore]  #: The same, open, one for each Upper.
-    device: torch.device  #: Where it computes.
+    device: torch.device  #: Device that it computes on.
     progress: OnProgress  #: Called as progress(what, steps done, steps in all).
 
     def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:

@@ -1,4 +1,4 @@
-"""Which Upper takes which grid positions, where there are fewer Uppers than patches."""
+"""Assigns grid positions to Uppers if there are fewer Uppers than patches."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class GridChoice:
     """A grid and why it was chosen."""
 
     grid: PatchGrid
-    turns: float  #: What was measured; see the module.
+    turns: float  #: Measured turns; see the module.
     num_images: int  #: Images that were looked at.
     reason: str  #: One line for people.
 

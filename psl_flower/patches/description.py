@@ -23,7 +23,7 @@ VERSION = 2
 class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The description of one set of patch stores."""
 
-    version: int = VERSION  #: Of this file's format.
+    version: int = VERSION  #: Version of this file's format.
     dataset: str  #: The dataset's name as the user gave it.
     fingerprint: str  #: Hex digits; the same in every store of the set, and in no other set.
     #: Hex digits of the images and of everything that decides the patches: the same for sets made again from the same
@@ -43,7 +43,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     #: standard deviation of 0: guard the division.
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: Which version of the labels a run uses; 0 where labels have no versions, or were never corrected.
+    #: Version of the labels that a run uses; 0 if labels have no versions, or were never corrected.
     labels_version: int = 0
 
     @property

@@ -25,7 +25,7 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     positions: tuple[int, ...]  #: Grid positions held, ascending; K of them.
     patch_shape: tuple[int, int, int]  #: (C, h, w), the margin included.
     num_samples: int  #: Images, over all splits.
-    epoch: int = 0  #: Of a sealed store's keys, from 1; all stores of a set have the same. 0 where nothing is sealed.
+    epoch: int = 0  #: Generation of a sealed store's keys, from 1, the same for all stores of a set. 0 if unsealed.
 
 
 @runtime_checkable

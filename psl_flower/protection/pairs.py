@@ -1,4 +1,4 @@
-"""Which pair of modules each protection puts at the cut."""
+"""Builds the pair of modules that each protection puts at the cut."""
 
 from __future__ import annotations
 

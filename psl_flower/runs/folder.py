@@ -69,16 +69,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     #: two; of a lightening also "judging" and "quantising"; at the end "completed", "stopped" or "failed".
     state: str
     message: str = ""  #: One line for a person: the current activity, or why the run ended and what to do.
-    #: Where it is; steps applied.
+    #: Current round and step (steps applied), with their totals.
     round: int = 0
     rounds: int = 0
     step: int = 0
     total_steps: int = 0
-    #: How far a prediction is; 0 in training.
+    #: Progress of a prediction; 0 in training.
     images: int = 0
     total_images: int = 0
     loss: float | None = None  #: Full loss, mean over the steps since the last report.
-    accuracy: float | None = None  #: Of the last evaluation, 0..1.
+    accuracy: float | None = None  #: Accuracy of the last evaluation, 0..1.
     images_per_s: float | None = None  #: Rate of training in this round, or of prediction.
     eta_s: float | None = None  #: Seconds left, estimated.
     run_id: str = ""  #: Flower's id of the run.

@@ -1,7 +1,7 @@
-"""Which images a run got wrong, worst first.
+"""Lists the images that a run misclassified, worst first.
 
 Reads ``<run>/predictions.npz``, which the run wrote, and ``<run>/predictions/*/predictions.npz``, which later
-predictions with its model did (`psl_flower.runs.predictions`); the newest of each split count.
+predictions with its model wrote (`psl_flower.runs.predictions`); only the newest of each split is used.
 """
 
 from __future__ import annotations

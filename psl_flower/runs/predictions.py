@@ -48,7 +48,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     loss: float
     absent: tuple[Absent, ...] = ()  #: Uppers that took no part.
-    light: bool = False  #: Whether it is by the light model in place, see `psl lighten`.
+    light: bool = False  #: Whether the light model in place predicted; see `psl lighten`.
 
     @property
     def whole(self) -> bool:

@@ -28,8 +28,8 @@ class Begin(msgspec.Struct, tag="begin", frozen=True, kw_only=True):
     """A run begins, or is continued."""
 
     tracker: str  #: "mlflow" or "wandb".
-    uri: str  #: Where the tracker is; empty: files in `folder`.
-    folder: str  #: Of the tracker's files on this machine.
+    uri: str  #: Address of the tracker; empty: files in `folder`.
+    folder: str  #: Folder of the tracker's files on this machine.
     #: The run's name, and its id, which no other run has.
     name: str
     identity: str

@@ -36,7 +36,7 @@ _ATTEMPTS = 100
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One entry."""
 
-    number: int  #: From 0.
+    number: int  #: Number of the entry, from 0.
     previous: str  #: Hex SHA-256 of the line before; zeros for the first.
     #: Hex names of the dataset and of the manifest file that it was done by.
     dataset: str
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     action: str  #: "restore", "answer" (a node, to a remote request) or "rotate".
     who: tuple[str, ...]  #: Names, each with the key's fingerprint.
     images: tuple[int, ...]  #: Global sample indices.
-    why: str  #: In their words.
+    why: str  #: Reason, in their words.
 
 
 class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -48,7 +48,7 @@ class Authorisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     epoch: int  #: Key epoch of the stores.
     images: tuple[int, ...]  #: Global sample indices, each once.
     recipients: tuple[str, ...]  #: Public keys of the restorers who will be able to open the answers.
-    why: str  #: For the logs.
+    why: str  #: Reason, for the logs.
     #: Seconds since 1970 UTC.
     issued: int
     expires: int

@@ -1,7 +1,7 @@
-"""Which images an owner's dataset holds, by their content: so that none is sealed twice when images are appended.
+"""Digests of an owner's images, by their content, so that no image is sealed twice when images are appended.
 
 ``contents.psl`` in the owner's folder holds a digest of each sample, in order, sealed to the owner: nobody else can ask
-whether an image is in the dataset. It says at least as much as the manifest; where it is missing or shorter, as for
+whether an image is in the dataset. It covers at least the manifest's samples; if it is missing or shorter, as for
 datasets sealed by earlier versions, the digests are made from the stores.
 
 Shape suffixes: B samples, P positions, C channels, h and w pixels of a patch.

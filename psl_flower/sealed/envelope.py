@@ -35,15 +35,15 @@ class DocumentKind:
     """A kind of signed document."""
 
     magic: bytes  #: Its first 8 bytes.
-    purpose: Purpose  #: What its signatures are for.
-    name: str  #: What people call it.
+    purpose: Purpose  #: Purpose of its signatures.
+    name: str  #: Name for messages.
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """A parsed signed document; `payload` may be trusted as far as the signers are."""
 
-    payload: bytes  #: What was signed.
+    payload: bytes  #: Signed content.
     signers: tuple[bytes, ...]  #: Ed25519 public keys whose signatures were checked and found good.
     digest: bytes  #: SHA-256 of the whole file.
 

@@ -1,6 +1,6 @@
-"""What the folder of a store offers its readers and writers, wherever it lies.
+"""Interface of a store's folder for readers and writers, local or remote.
 
-A file appears under its name whole or not at all. Readers ask for many short ranges at once, since one request per
+A file appears under its name complete or not at all. Readers ask for many short ranges at once, since one request per
 record would make a remote store useless.
 """
 

@@ -47,9 +47,9 @@ class IngestPlan:
     patch_size: tuple[int, int]
     stride: tuple[int, int]
     nodes: tuple[PublicIdentity, ...]  #: One per Upper.
-    #: By name; may be empty, then only the owner can ever restore.
+    #: Restorers by name; if empty, only the owner can ever restore.
     restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)
-    threshold: int = 1  #: How many restorers are needed.
+    threshold: int = 1  #: Number of restorers needed.
     #: See `PatchGrid` and `assign`.
     fit: Fit = "exact"
     margin: int = 0

@@ -71,8 +71,8 @@ class Version(Part, frozen=True, kw_only=True):
 class Change:
     """One label version for people."""
 
-    version: int  #: From 0.
-    #: Of the version; who by name.
+    version: int  #: Number of the version, from 0.
+    #: Kind, author (by name), time and reason of the version.
     kind: str
     who: str
     when: str

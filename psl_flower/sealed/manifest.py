@@ -255,8 +255,8 @@ class SignedManifest:
     manifest: Manifest = field(repr=False)
     data: bytes = field(repr=False)  #: The file.
     digest: bytes  #: SHA-256 of the file.
-    owner: PublicIdentity  #: Who signed it.
-    where: str  #: Where it was read, for messages.
+    owner: PublicIdentity  #: Identity that signed it.
+    where: str  #: Path or URL it was read from, for messages.
 
 
 def sign(manifest: Manifest, owner: Identity) -> SignedManifest:

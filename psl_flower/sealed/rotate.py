@@ -53,8 +53,8 @@ class Changes:
     """What changes with a rotation, besides all keys."""
 
     drop_restorers: tuple[str, ...] = ()
-    add_restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)  #: By name.
-    threshold: int = 0  #: The new one; 0 keeps the old.
+    add_restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)  #: New restorers by name.
+    threshold: int = 0  #: New threshold; 0 keeps the old one.
     nodes: Mapping[int, PublicIdentity] = field(default_factory=dict)  #: Upper -> new node key.
     drop_nodes: tuple[int, ...] = ()  #: Uppers whose positions the others take over.
     lower: PublicIdentity | None = None

@@ -42,8 +42,8 @@ _MAX_BLOCK, _MIN_BLOCK = 4096, 16
 class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A generation in the making."""
 
-    manifest: Manifest  #: As it will be, with the segments that are finished.
-    source: str  #: What the samples are taken from.
+    manifest: Manifest  #: Future manifest, with the segments finished so far.
+    source: str  #: Source that the samples are taken from.
     labels: bytes = b""  #: Labels of the new samples so far (u32 each), sealed to the owner; empty for a rotation.
     #: Digests of the new samples so far (16 bytes each), sealed to the owner; empty for a rotation, and in drafts of
     #: earlier versions.

@@ -1,4 +1,4 @@
-"""What a training tells its user while it runs, and how the user can end it."""
+"""Callbacks that inform the user during a training, and that can end it."""
 
 from __future__ import annotations
 

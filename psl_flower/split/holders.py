@@ -1,8 +1,8 @@
-"""Who has which samples of a batch, where parties name theirs, and several nodes may be holders of one party.
+"""Maps each holder to its samples of a batch: parties name their samples, and a party may have several holders.
 
-A party that several nodes are holders of, such as `scan@north` and `scan@south`, is one argument of the model behind
-the cut: what each holder sends goes to the rows of the samples that it has. A plan names to each holder its own rows
-of these, perhaps none. Shape suffixes N: all samples; B: batch.
+A party with several nodes as holders, such as `scan@north` and `scan@south`, is one argument of the model behind the
+cut: what each holder sends goes to the rows of the samples that it has. A plan names to each holder only its own
+rows, perhaps zero of them. Shape suffixes N: all samples; B: batch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from psl_flower.wire.plan import Plan, StepId, pack_samples
 class SplitLessons:
     """Implements `psl_flower.engine.task.Lessons`; a round is an epoch."""
 
-    order: BatchOrder  #: Which samples make up a step.
+    order: BatchOrder  #: Samples of each step.
     valid: NDArray[np.int64]  #: Samples of the evaluation, int64; may be empty.
     lr: Callable[[int], float]  #: Learning rate by step.
     epochs: int  #: Passes through the training samples.

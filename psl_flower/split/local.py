@@ -32,9 +32,9 @@ class LocalResult:
     #: far), `loss` (mean over its steps), `seconds`, the metrics by name, `bytes_up` and `bytes_down` (what would pass
     #: over the wire, since this call began), and `event`, which is "round".
     rounds: list[dict[str, Any]]
-    #: What `top`, or the head, answered to `valid` in the last evaluation; None if there was none in this call.
+    #: Outputs of `top`, or of the head, for `valid` in the last evaluation; None without an evaluation in this call.
     outputs: Outputs | None
-    head: nn.Module | None = None  #: That of the party that has the labels, if one has.
+    head: nn.Module | None = None  #: Head of the party that has the labels, if a party has them.
 
 
 def fit_local(party: MakeParty, training: Training) -> LocalResult:

@@ -1,4 +1,4 @@
-"""What an evaluation measures from all of its outputs: the loss, and metrics by name."""
+"""Computes the loss, and metrics by name, from all outputs of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part in a training, by number, and what each brings."""
+"""The parties of a training, by number, and what each contributes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SideSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What parties build their side from, as `NodeTask.settings` carries it."""
 
     seed: int  #: The run's.
-    sent: tuple[Sent, ...]  #: By party, what its model returns for one sample.
-    returned: Sent | None = None  #: What the server's model returns for one sample, where a party has the labels.
+    sent: tuple[Sent, ...]  #: What each party's model returns for one sample.
+    returned: Sent | None = None  #: What the server's model returns for one sample, if a party has the labels.
     evaluate_batch_size: int = 256  #: Samples in a batch of an evaluation.
     average_every: int = 0  #: Steps after which the holders of a party are averaged; 0 for never.
 
@@ -50,7 +50,7 @@ class Roster:
     everything said of a party here is meant of such a holder (`psl_flower.split.holders`).
     """
 
-    names: tuple[str, ...]  #: By number.
+    names: tuple[str, ...]  #: Names by number.
     labels: str = ""  #: The party that has the labels; empty where the server has them.
 
     @property

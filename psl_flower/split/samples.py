@@ -1,4 +1,4 @@
-"""Which samples a training has, as its server knows them, and whether the parties hold the same."""
+"""The samples of a training on its server, and the check that the parties hold the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a party's model returns for one sample, and how it crosses the wire. Shape suffix B: batch."""
+"""Describes what a party's model returns for one sample, and packs it for the wire. Shape suffix B: batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training over several parties is made of, checked before anything is started."""
+"""The definition of a training over several parties, checked before anything is started."""
 
 from __future__ import annotations
 

@@ -29,14 +29,14 @@ _RECORD_BYTES = 16 + 12 + 16 + 32
 class PlannedStores:
     """The stores that a run's settings ask for."""
 
-    #: Those of the stores. Stores still to be written have placeholders for fingerprints and pixel statistics.
+    #: Description of the stores. Stores still to be written have placeholders for fingerprints and pixel statistics.
     description: StoreSetDescription
-    folder: Path  #: Where they are, or would be made.
-    exist: bool  #: Whether that folder exists.
+    folder: Path  #: Folder of the stores, existing or to be made.
+    exist: bool  #: Whether the folder exists.
     grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it is given.
     #: One line for people on the images' sizes that were read; empty where image-size brings all to one.
     sizes_note: str = ""
-    account: Account | None = None  #: What would be read of the dataset; None of stores that an owner has filled.
+    account: Account | None = None  #: Account of reading the dataset; None for stores that an owner has filled.
 
     @property
     def num_bytes(self) -> int:

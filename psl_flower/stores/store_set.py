@@ -60,7 +60,7 @@ class StoreRequest(SourceOptions):
         If only one of the image's sizes is stated, or one is negative.
     """
 
-    dataset: str  #: As `open_dataset` takes it.
+    dataset: str  #: Name or path, as `open_dataset` takes it.
     #: (height, width) that every image is brought to, antialiased and cropped; (0, 0): their own, the same for all.
     image_size: tuple[int, int] = (0, 0)
     #: (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
@@ -174,7 +174,7 @@ class StoreRequest(SourceOptions):
 class StoreSet:
     """A complete set of patch stores."""
 
-    folder: Path  #: Where they are.
+    folder: Path  #: Folder of the stores.
     description: StoreSetDescription
     labels: NDArray[np.int64]  #: (N,) index into the class names, of all samples in global order.
     created: bool  #: False if the set was there already.
@@ -182,8 +182,8 @@ class StoreSet:
     owner: str = ""  #: Public key of who signed sealed stores.
     note: str = ""  #: One line for people on corrected labels; may be empty.
     grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it was not chosen here.
-    epoch: int = 0  #: Of the keys of sealed stores; 0 if they are plain.
-    #: What was read of the dataset when they were made; None where that is not known here.
+    epoch: int = 0  #: Generation of the keys of sealed stores; 0 if they are plain.
+    #: Account of reading the dataset when they were made; None if that is not known here.
     account: Account | None = None
 
     @property

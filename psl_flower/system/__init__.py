@@ -1,1 +1,1 @@
-"""What the machine offers: files, processors, devices; and findings about it."""
+"""Access to the machine: files, processors, devices; and findings about it."""

@@ -1,4 +1,4 @@
-"""Which device a party computes on, with how many threads and in which precision."""
+"""Chooses the device that a party computes on, its number of threads and its precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who else can reach a simulation on this machine: Ray is closed to them, and Flower's SuperLink by `psl train`."""
+"""Keeps other users of this machine out of a simulation: closes Ray to them; `psl train` closes Flower's SuperLink."""
 
 from __future__ import annotations
 

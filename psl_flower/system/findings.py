@@ -10,8 +10,8 @@ class Finding(NamedTuple):
 
     level: Literal["ok", "warning", "failed"]  #: "failed": a run would not work; "warning": it may.
     what: str  #: The thing checked, in a word or two.
-    found: str  #: Its state.
-    do: str = ""  #: What to do about it; empty if nothing.
+    found: str  #: State of the thing.
+    do: str = ""  #: Remedy; empty if there is nothing to do.
 
 
 def ok(what: str, found: str) -> Finding:

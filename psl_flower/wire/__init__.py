@@ -1,1 +1,1 @@
-"""What crosses the cut: codecs, frames, streams and the Lower's exchange endpoint."""
+"""Communication across the cut: codecs, frames, streams and the Lower's exchange endpoint."""

@@ -77,8 +77,8 @@ class Frame:
     """A message and its tensors (none or one), to be sent or as received."""
 
     message: Message  #: One of `psl_flower.wire.messages`.
-    #: As many as `message.num_tensors`. To be sent: float32, bfloat16 or float16. Received: CPU, contiguous, writable,
-    #: in the dtype of the `Expectation`.
+    #: Tensors, `message.num_tensors` of them. To be sent: float32, bfloat16 or float16. Received: CPU, contiguous,
+    #: writable, in the dtype of the `Expectation`.
     tensors: tuple[Tensor, ...] = ()
     codec: str = "float32"  #: Codec of the tensors on the wire.
 
@@ -113,10 +113,10 @@ class Expectation:
     #: The message types, all of one direction. What ends the conversation passes as well: `Failed` on the way up,
     #: `Abort` on the way down; the receiver looks for it (`raise_ending`).
     types: type[Message] | tuple[type[Message], ...]
-    #: What a tensor must be, exactly. None: no tensor is accepted.
+    #: Exact codec and shape of a tensor. None: no tensor is accepted.
     codec: str | None = None
     shape: Shape | None = None
-    #: What `Message.tensor_of` must be, where the message can carry a tensor; None: not checked (without codec and
+    #: Required `Message.tensor_of`, if the message can carry a tensor; None: not checked (without codec and
     #: shape a `Step` cannot carry a gradient in any case).
     step: StepId | None = None
     dtype: torch.dtype = torch.float32  #: Floating dtype that a received tensor is decoded to.

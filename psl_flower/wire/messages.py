@@ -91,7 +91,7 @@ class Step(_Turn, frozen=True, tag="step"):
     carries = "gradient"
     #: The pending step that the frame's one tensor is the gradient of; None with no tensor.
     gradient_of: StepId | None = None
-    plan: Plan | None = None  #: What to run forward and answer with `Smashed`; None is answered with `Saved`.
+    plan: Plan | None = None  #: Plan to run forward and answer with `Smashed`; None is answered with `Saved`.
     save: bool = False  #: Whether to write a checkpoint after the gradient is applied and before the plan is run.
 
 
@@ -112,7 +112,7 @@ class Average(_Turn, frozen=True, tag="average"):
 
     carries = "weights"
     of: StepId  #: The step after which the Uppers shared what this is the average of.
-    plan: Plan | None = None  #: As in `Step`.
+    plan: Plan | None = None  #: Plan as in `Step`.
     save: bool = False  #: Whether to write a checkpoint after the average is taken over and before the plan is run.
 
     @property

@@ -32,7 +32,7 @@ class Adapt(OfStep, frozen=True, tag="adapt", omit_defaults=True):
     lr: float  #: Learning rate of its update, finite, at least 0.
     classes: Packed  #: Classes of the mini-batch's samples, little-endian int64, at most 65,536; see `pack_samples`.
     absent: Positions = ()  #: Positions that are left out.
-    others: Packed = b""  #: Where samples are mixed in pairs: the classes of the samples mixed in; else empty.
+    others: Packed = b""  #: Classes of the samples mixed in, if samples are mixed in pairs; else empty.
     weight: Weight = 1.0  #: Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
     #: Weight of every class in the loss, finite, at least 0; empty where all weigh the same.
     class_weights: ClassWeights = ()

@@ -36,13 +36,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     positions: tuple[int, ...]  #: Grid positions held.
     num_samples: int
     dataset: str  #: Fingerprint of the set of stores.
-    epoch: int = 0  #: Of the store's keys; 0 if it is not sealed.
+    epoch: int = 0  #: Generation of the store's keys; 0 if it is not sealed.
     missing: bytes = b""  #: Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
-    #: Where it names its samples, their numbers by row, ascending (`psl_flower.wire.plan.pack_samples`).
+    #: Numbers of its samples by row, ascending, if it names them (`psl_flower.wire.plan.pack_samples`).
     samples: bytes = b""
-    #: Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.private_ids`).
+    #: Private ids of its samples, 16 bytes a row, if it names them so (`psl_flower.split.private_ids`).
     ids: bytes = b""
-    shares: int = 0  #: Numbers that it shares where the holders of a party are averaged; 0 if it does not.
+    shares: int = 0  #: Count of numbers shared if the holders of a party are averaged; 0 if it shares none.
 
     @property
     def names_samples(self) -> bool:
@@ -75,14 +75,14 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     activations: str
     gradients: str
     timeout_s: float  #: Longest wait for the Lower's next message, in seconds.
-    #: In a simulation: folders of the stores and of the nodes' checkpoints. A real node knows its own.
+    #: Folders of the stores and of the nodes' checkpoints, in a simulation. A real node has its own configuration.
     stores: str = ""
     state: str = ""
-    #: In a simulation: folder of the nodes' private keys and the public key of the stores' owner, if they are sealed.
+    #: Folder of the nodes' private keys and public key of the stores' owner, in a simulation with sealed stores.
     keys: str = ""
     owner: str = ""
     threads: Threads = 0  #: Threads to compute with; 0 leaves it to the node.
-    epoch: int = 0  #: Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
+    epoch: int = 0  #: Key generation that the nodes' stores must be sealed with; 0 takes any.
     names: tuple[PartyName, ...] = ()  #: The parties' names, by number; none in a run over image patches.
     labels: Holder = ""  #: The party that has the labels, where the server has none; it then has the last number.
     #: Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.

@@ -50,7 +50,7 @@ class TlsIdentity:
     cert_pem: str  #: Its certificate.
     key: bytes = field(repr=False)  #: The private key, PEM without passphrase.
     chain_pem: str = ""  #: Certificates between this one and its authority, if any.
-    #: Of the Lower, for mutual TLS: the authorities that nodes' certificates must come from. Empty: nodes need none.
+    #: Authorities that nodes' certificates must come from; used by the Lower for mutual TLS. Empty: nodes need none.
     peers_pem: str = ""
 
 

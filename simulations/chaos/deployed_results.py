@@ -25,14 +25,14 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     #: "training" or "recovering": whether it came while the run was training, or while it still recovered from the kill
     #: before.
     moment: str
-    at_once: int  #: How many were killed at this moment, this one with them.
-    at_s: float  #: Since the trial began.
+    at_once: int  #: Number of processes or hosts killed at this moment, including this one.
+    at_s: float  #: Seconds since the trial began.
     #: Training step that the run had reached, 0 while it did not train; and the last one that all parties had saved.
     step: int
     committed: int
     seen: str  #: "trained on", "went back" or "resumed": what the run did until it had recovered.
     said: str  #: The first warning or error that it logged meanwhile; empty if there was none.
-    #: From the kill to a committed step beyond all that it could disturb, with everything running again; None if the
+    #: Seconds from the kill to a committed step that it cannot have disturbed, with everything running; None if the
     #: run ended before.
     recovery_s: float | None
 
@@ -47,14 +47,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     #: Runs at once, and training steps of each.
     runs: int
     steps: int
-    kills: tuple[Kill, ...]  #: In the order in which they came.
-    resumed: int  #: How often a run had to be resumed.
-    errors: tuple[str, ...]  #: With which errors runs ended before.
+    kills: tuple[Kill, ...]  #: Kills in the order in which they came.
+    resumed: int  #: Number of times that a run had to be resumed.
+    errors: tuple[str, ...]  #: Errors that earlier attempts ended with.
     seconds: float  #: Wall time.
     #: SHA-256 of the weights of the Lower and all Uppers at the end, and of those of the undisturbed network.
     weights: tuple[str, ...]
     undisturbed: str
-    failure: str = ""  #: What went wrong; empty where nothing did.
+    failure: str = ""  #: What went wrong; empty if nothing did.
 
     @property
     def equal(self) -> bool:
@@ -68,7 +68,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     benchmark: str = "chaos-deployed"
     version: int = 2
     settings: Values  #: Settings of the runs by their kebab-case keys.
-    #: What was asked for.
+    #: Options of the command.
     kills: int
     kills_per_run: int
     seed: int

@@ -21,7 +21,7 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     #: Training step that the run had reached, 0 if it had not begun to train, and the one it continued from.
     step: int
     committed: int
-    #: From the kill to the first step after it, or to the next kill if that came before; None where that is not known.
+    #: Seconds from the kill to the first step after it, or to the next kill if that came first; None if unknown.
     lost_s: float | None
 
     @property
@@ -36,7 +36,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     benchmark: str = "chaos"
     version: int = 2
     settings: Values  #: Settings of the run by their kebab-case keys.
-    seed: int  #: Of roles and moments.
+    seed: int  #: Seed of roles and moments.
     measurements: tuple[Kill, ...]  #: Every kill, in the order in which they came.
     kills: dict[str, int]  #: Kills by role.
     restarts: int  #: Restarts of the run; more than kills if something else failed as well.

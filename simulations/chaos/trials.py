@@ -51,10 +51,10 @@ class Plan:
     name: str
     kind: str
     transport: str = "stream"
-    kills: int = 0  #: How often to kill.
+    kills: int = 0  #: Number of kills.
     steps: int = _FEW_STEPS  #: Training steps of each run.
     steps_per_round: int = STEPS_PER_ROUND  #: Those of a round.
-    seed: int = 0  #: Of roles and moments.
+    seed: int = 0  #: Seed of roles and moments.
 
     @property
     def settings(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which settings of patch-split learning were best on the validation images, grid by grid; no test image is read."""
+"""Finds the best settings of patch-split learning for each grid, on the validation images; no test image is read."""
 
 from __future__ import annotations
 

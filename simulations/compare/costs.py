@@ -1,4 +1,4 @@
-"""What methods cost whatever the machine: floating point operations, counted by torch, and weights."""
+"""Computes machine-independent costs of methods: floating point operations, counted by torch, and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which methods a study compares: from the command's options to the settings of every run."""
+"""Turns the command's options into the methods that a study compares, with the settings of every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to read the tables, and where the comparison is not even."""
+"""Writes notes on how to read the tables, and on where the comparison is uneven."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     #: "whole" (whole images in one process), "merged" (the same, augmented patch by patch), "patch-split" or
     #: "averaging".
     kind: str
-    name: str  #: For people; no two methods share one.
+    name: str  #: Name for people, unique among the methods.
     group: str  #: Methods of one group differ in the Adaptation Net alone.
     config: Values = {}  #: Settings of the run by their kebab-case keys, without those that all methods share.
     own: Values = {}  #: Settings that federated averaging alone has.
@@ -34,11 +34,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A trial's state at one of its evaluations."""
 
     epoch: float  #: Passes over the training images so far.
-    #: On the test images, or on those to validate on, see `Settings.judge`.
+    #: Accuracy and loss on the images that `Settings.judge` names.
     accuracy: float
     test_loss: float
     train_s: float  #: Seconds of training so far, without evaluations.
-    #: From and to all nodes so far, evaluations included; 0 where nothing was sent.
+    #: Bytes from and to all nodes so far, evaluations included; 0 if nothing was sent.
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -70,11 +70,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One method, trained once."""
 
     method: str
-    seed: int  #: Of everything random.
+    seed: int  #: Seed of everything random.
     engine: str  #: "flwr", "in-process", "one-graph", or "one process" for the whole image.
     points: tuple[Point, ...]  #: The evaluations, in order.
     confusion: tuple[tuple[int, ...], ...]  #: Images by class (row) and answer (column), at the end.
-    #: From the command to the end, start of all processes included; of the last attempt where it was interrupted.
+    #: Seconds from command to end, start of all processes included; of the last attempt if it was interrupted.
     wall_s: float
     #: Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
     up: dict[str, int] = {}
@@ -82,7 +82,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     #: Highest resident memory of a process, by role: "node", "server" or "one process"; memory of a GPU: "GPU".
     peak_bytes: dict[str, int] = {}
     absent: tuple[Absence, ...] = ()  #: Accuracy without 0, 1, 2, ... Uppers, where it was measured.
-    #: When and where it was trained, and with what; empty where an older program did not say.
+    #: Time, machine and versions of the training; empty if an older program did not record them.
     date: str = ""
     machine: dict[str, str | int | float] = {}
     versions: dict[str, str] = {}
@@ -100,7 +100,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """What a method costs whatever the machine: floating point operations of forward and backward pass, and weights."""
 
-    #: For one training image on the node that has most to do, and on the server; one process counts as a node.
+    #: Operations for one training image on the busiest node, and on the server; one process counts as a node.
     node_flops: float
     server_flops: float
     node_images: int  #: Images that this node sees in an epoch, or parts of them.
@@ -114,16 +114,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     method: Method
     trials: int
-    accuracy: Mean  #: At the end.
+    accuracy: Mean  #: Accuracy at the end.
     reached: int  #: Trials that reached the target.
     epochs_to_target: Mean | None  #: Over those; None if there are none.
-    #: Of a trial.
+    #: Seconds of a trial.
     train_s: Spread
     wall_s: Spread
     #: "node": most bytes from or to one node; "all": from or to all of them; empty where nothing was counted.
     up: dict[str, int]
     down: dict[str, int]
-    peak_bytes: dict[str, int]  #: By role: the highest of all trials.
+    peak_bytes: dict[str, int]  #: Highest memory of all trials, by role.
     cost: Cost
 
 
@@ -132,15 +132,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     config: Values  #: Settings that all methods share, by their kebab-case keys.
     options: dict[str, str]  #: The command's options, by their names.
-    engine: str  #: How patch-split learning ran.
+    engine: str  #: Engine of patch-split learning.
     epochs: int  #: Passes over the training images, the same for all methods.
     #: The same for all methods; the images to train on include those held back to validate on.
     train_images: int
     test_images: int
-    steps_per_epoch: int  #: Of all methods but federated averaging, whose clients count their own.
+    steps_per_epoch: int  #: Steps of every method except federated averaging, whose clients count their own.
     classes: tuple[str, ...]
     target: float  #: Accuracy of which the epochs are counted.
-    judge: str = "test"  #: Which images were evaluated: "test", or "valid" for those held back to validate on.
+    judge: str = "test"  #: Images evaluated: "test", or "valid" for those held back to validate on.
 
 
 def summarise(

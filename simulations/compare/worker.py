@@ -39,9 +39,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  #: "whole", "merged", "one-graph" or "in-process".
     config: Values  #: Settings of a run, by their kebab-case keys; it is evaluated after every round.
     threads: int
-    folder: str  #: For checkpoints, from which an interrupted job continues (not "in-process").
-    absent: bool = False  #: Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
-    #: Which images are evaluated: "test", or "valid" for those held back to validate on (not "in-process").
+    folder: str  #: Folder of checkpoints, from which an interrupted job continues (not "in-process").
+    absent: bool = False  #: Whether to measure the accuracy without some Uppers at the end; "one-graph" only.
+    #: Images to evaluate: "test", or "valid" for those held back to validate on (not "in-process").
     judge: str = "test"
 
 

@@ -1,4 +1,4 @@
-"""What is trained and attacked: settings of the cases, and the benchmark's options."""
+"""The cases that are trained and attacked, with their settings, and the benchmark's options."""
 
 from __future__ import annotations
 

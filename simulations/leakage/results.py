@@ -1,4 +1,4 @@
-"""What was measured, as the result file has it, and its tables."""
+"""The measurements, in the form of the result file, and their tables."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     case: str
     seed: int
-    accuracy: float  #: On the test images.
+    accuracy: float  #: Accuracy on the test images.
     #: Payload of an image and step, of all nodes together.
     bytes_up: float
     bytes_down: float
-    bits: int | None  #: Of an image's codes in a look; None where they are no codes.
+    bits: int | None  #: Bits of an image's codes in a look; None if there are no codes.
     unique: float  #: Share of victims whose codes no other victim has.
     #: The attacks on the finished network, and on that and what crossed the cut in all epochs together.
     one_look: tuple[AttackFinding, ...]
     all_looks: tuple[AttackFinding, ...]
-    looks: int  #: That were joined; of the epochs and the finished network.
+    looks: int  #: Number of looks joined, from the epochs and the finished network.
     auxiliary: int  #: Images that the attacker had, of those asked.
-    seconds: float  #: Of training and attacks.
+    seconds: float  #: Duration of training and attacks.
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,13 +44,13 @@ class Average(msgspec.Struct, frozen=True, kw_only=True):
     """A case over its seeds."""
 
     case: str
-    seeds: int  #: That it was trained with.
+    seeds: int  #: Number of seeds it was trained with.
     accuracy: float
     lost: float | None  #: Accuracy that the reference has more with the same seeds, points; None without it.
     #: SSIM of the better decoder; of all looks, of those that join them.
     one_look: float
     all_looks: float
-    bytes_both: float  #: Of an image and step, up and down.
+    bytes_both: float  #: Payload of an image and step, up and down.
 
 
 class Report(kept.Report, frozen=True, kw_only=True):

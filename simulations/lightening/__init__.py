@@ -1,1 +1,1 @@
-"""What lightening reaches: size, speed and accuracy beside the reference; `python -m simulations.lightening`."""
+"""Measures size, speed and accuracy of lightened models against the reference; `python -m simulations.lightening`."""

@@ -60,7 +60,7 @@ class Settings(Options):
     """What was measured."""
 
     config: Values  #: Settings of the reference's run by their kebab-case keys.
-    #: What it learnt from, and what everything is judged by.
+    #: Number of images that it learnt from, and that everything is judged by.
     train_images: int
     test_images: int
     lightening: Values  #: Settings of the lightening.
@@ -69,14 +69,14 @@ class Settings(Options):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One artefact."""
 
-    name: str  #: As in the lightening's log; `CUT` and `TAUGHT` are the rivals.
-    degree: int | None  #: Of lightening.
-    right: str  #: For every test image in order "1" where the answer is right, otherwise "0".
+    name: str  #: Name in the lightening's log; `CUT` and `TAUGHT` are the rivals.
+    degree: int | None  #: Degree of lightening.
+    right: str  #: One character per test image, in order: "1" if the answer is right, else "0".
     #: The file on disk, and the network; multiply-adds for one image.
     num_bytes: int
     parameters: int
     multiply_adds: int
-    #: In batches, and of one image alone, over the turns.
+    #: Speed in batches, and latency of one image alone, over the turns.
     images_per_s: Spread
     latency_ms: Spread
     times_as_fast: Spread  #: Images/s over those of the reference in the same turn.
@@ -102,11 +102,11 @@ class Report(reports.Report, frozen=True, kw_only=True):
     version: int = 1
     settings: Settings
     min_speed: float  #: Images/s that the lightening was asked to exceed.
-    end: str  #: How the lightening ended, and why.
+    end: str  #: End of the lightening, and why.
     found: str  #: Name of the third model, or of the attempt that came closest.
     satisfied: bool  #: Whether that one met the lightening's own conditions.
     measurements: tuple[Model, ...]  #: The reference first.
-    seconds: float  #: Of everything.
+    seconds: float  #: Duration of everything.
 
     def model(self, name: str) -> Model | None:
         """Return a model by its name, None if it was not measured."""

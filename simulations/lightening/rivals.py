@@ -1,4 +1,4 @@
-"""What the third model competes with: the reference directly quantised, as it is and cut to the third's size."""
+"""Makes the third model's rivals: the reference quantised directly, whole and cut to the third's size."""
 
 from __future__ import annotations
 

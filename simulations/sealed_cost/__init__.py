@@ -1,1 +1,1 @@
-"""What sealing costs: reading, ingesting and restoring patches, and memory; `python -m simulations.sealed_cost`."""
+"""Measures what sealing costs in reading, ingesting, restoring and memory; `python -m simulations.sealed_cost`."""

@@ -55,8 +55,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 class Ingest(msgspec.Struct, frozen=True, kw_only=True):
     """One ingest in a separate process, on one core."""
 
-    images: int  #: Sealed, those to test on included.
-    seconds: float  #: From the first image to the signed manifest.
+    images: int  #: Images sealed, test images included.
+    seconds: float  #: Seconds from the first image to the signed manifest.
     #: Highest resident memory (VmHWM) before and after it.
     before_bytes: int
     peak_bytes: int

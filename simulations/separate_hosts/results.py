@@ -52,8 +52,8 @@ class Settings(Options):
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One trial: a run of the deployment between two of the one process."""
 
-    repetition: int  #: From 1.
-    delay_ms: float  #: Of every node's link, one way.
+    repetition: int  #: Number of the repetition, from 1.
+    delay_ms: float  #: One-way delay of every node's link.
     round_trip_s: float  #: Measured from a node to the server and back, just before the run.
     batch_size: int  #: Images of a step.
     #: Seconds of every timed step: of the run, and of the one process before and after it.
@@ -63,7 +63,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds of a step of the run by part: "upper" (the slowest), "lower", and "wire", all the rest, which is moving
     #: bytes and waiting for them. Medians over the timed steps.
     parts_s: dict[str, float]
-    #: Of the frames of all training steps, headers included.
+    #: Bytes of the frames of all training steps, headers included.
     bytes_up: int
     bytes_down: int
     steps: int  #: All training steps of the run.
@@ -82,7 +82,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The summary of a delay's trials; each number a `Spread` over the repetitions."""
 
-    #: As in `Measurement`.
+    #: Delay and round trip as in `Measurement`.
     delay_ms: float
     round_trip_s: Spread
     images_per_s: Spread
@@ -91,7 +91,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     #: Median of the timed steps; and the part of a step that is not computing.
     step_s: Spread
     wire_s: Spread
-    #: What `wire_s` has more than without delay in the same repetition; None where that was not tried.
+    #: Increase of `wire_s` over the undelayed trial of the same repetition; None without such a trial.
     added_s: Spread | None
     #: The same in all repetitions.
     bytes_up_per_image: float

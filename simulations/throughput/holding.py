@@ -20,7 +20,7 @@ class Brake:
     """Pauses and resumes a group of processes."""
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []  #: Of all holds that are over.
+        self.spans: list[Span] = []  #: Spans of all finished holds.
         self._held: list[psutil.Process] = []
         self._since = 0.0
 

@@ -67,7 +67,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     cut: tuple[int, ...]  #: Indices of the steps during which the mode's processes were stopped for the other's turn.
     batch_sizes: tuple[int, ...]  #: Images of every step.
     parts_s: dict[str, float]  #: Seconds of a step by part: mean over the timed steps. Empty for one process.
-    #: Of the frames of all training steps, headers included.
+    #: Bytes of the frames of all training steps, headers included.
     bytes_up: int
     bytes_down: int
     processes: tuple[Process, ...]
@@ -94,7 +94,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     step_s: Spread  #: Median of the timed steps.
     parts_s: dict[str, Spread]
     startup_s: Spread
-    #: By role: the highest of all trials.
+    #: Highest memory of all trials, by role.
     peak_bytes: dict[str, int]
     pss_bytes: dict[str, int]
 

@@ -36,8 +36,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     passes: int
     steps: int
     auc: float  #: Area under the ROC curve on the 169 patients that no step saw, 0..1; `HERE` stops early by them.
-    seconds: float  #: Of the training, without starting Flower and its processes.
-    #: From the parties to the server, and back.
+    seconds: float  #: Duration of the training, without starting Flower and its processes.
+    #: Bytes from the parties to the server, and back.
     bytes_up: int
     bytes_down: int
 
