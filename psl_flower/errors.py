@@ -138,7 +138,7 @@ class AuthenticationError(ProtocolError):
 
 
 class PeerLost(ProtocolError):
-    """The connection ended or its deadline passed; `nodes` are Flower's ids of those that are silent, where known."""
+    """The connection ended or its deadline passed; `nodes` are Flower's ids of those that are silent, if known."""
 
     nodes: tuple[int, ...] = ()
 
@@ -148,12 +148,12 @@ class NodeError(PslError):
 
     @staticmethod
     def reported(kind: str, text: str) -> NodeError:
-        """Return the error for a failure of a class that a node names: NodeLost where what it needs may come back."""
+        """Return the error for a failure of a class that a node names: NodeLost if what it needs may come back."""
         return NodeLost(text) if kind == PatchServerLost.__name__ else NodeError(text)
 
 
 class NodeLost(NodeError):
-    """A node, its process or its patch server is gone; it may come back. `nodes` is Flower's id of it, where known."""
+    """A node, its process or its patch server is gone; it may come back. `nodes` is Flower's id of it, if known."""
 
     nodes: tuple[int, ...] = ()
 

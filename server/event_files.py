@@ -60,5 +60,5 @@ class EventFiles:
         with disk_errors(self._folder, "written", RunError):
             try:
                 yield
-            except tf.errors.OpError as error:  # TensorFlow's own words, where it is installed
+            except tf.errors.OpError as error:  # TensorFlow's own words, if it is installed
                 raise RunError(f"{self._folder}: cannot be written: {error.message}") from error

@@ -292,7 +292,7 @@ class Reporter:
         writer, self._writer = self._writer, None
         try:
             with contextlib.ExitStack() as last:
-                # In this order: who copies the log can tell that its last line is the message of the status.
+                # In this order, so that a reader of the log can check that its last line is the status's message.
                 left = 0.0 if state == "completed" else None
                 last.callback(self._set, state=state, message=printable(message), eta_s=left)
                 if writer is not None:

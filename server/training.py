@@ -191,7 +191,7 @@ def _kept(best: BestCheckpoint | None) -> str:
 
 
 def _placed(run: ServerRun[Train], placement: Placement) -> None:
-    """Report the nodes that take part; raises ConfigError if one real node holds all patches, and may not."""
+    """Report the nodes that take part; raises ConfigError if one real node holds all patches without permission."""
     allowed = placement.simulated or run.config.patches.allow_whole_images
     if len(placement.hosts) == 1 and not allowed and not placement.absent:
         (name,) = (placement.names[node] for node in placement.hosts)

@@ -32,17 +32,17 @@ def circumstances() -> Circumstances:
 
 
 def peak(pid: int | str = "self") -> int:
-    """Return the high-water mark of a process's resident memory in bytes; 0 where it is not known."""
+    """Return the high-water mark of a process's resident memory in bytes; 0 if it is not known."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") or 0
 
 
 def anonymous(pid: int | str = "self") -> int:
-    """Return a process's resident memory without mapped files, in bytes, now; 0 where it is not known."""
+    """Return a process's resident memory without mapped files, in bytes, now; 0 if it is not known."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon:") or 0
 
 
 def pss(pid: int | str = "self") -> int | None:
-    """Return a process's proportional share of memory in bytes; None where it is not known."""
+    """Return a process's proportional share of memory in bytes; None if it is not known."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
 
 

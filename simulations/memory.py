@@ -22,7 +22,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     role: str  #: "one process", "Lower", "Upper", or "Flower" for all the rest together.
     peak_bytes: int  #: High-water mark of its resident memory (VmHWM), shared libraries included.
-    #: Its proportional share of memory after the last step; None where the system does not tell.
+    #: Its proportional share of memory after the last step; None if the system does not tell.
     pss_bytes: int | None = None
 
 

@@ -7,7 +7,7 @@
     ![Accuracy by epoch](figures/compare-cifar10-accuracy-by-epoch.png)
 
 `python -m simulations.quoting README.md docs/accuracy*.md` rewrites them; a test checks that no table changes,
-and that every plot was made of its result file as it is.
+and that every plot was made from its current result file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures how often colluding nodes find an image's neighbouring patch by its border; `python -m simulations.seams`."""
+"""Measures how often colluding nodes find a patch's neighbour by its border; `python -m simulations.seams`."""
 
 from __future__ import annotations
 

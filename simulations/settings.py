@@ -30,7 +30,7 @@ DECIDED = {
 def merge(
     options: list[str], texts: list[str], decided: Mapping[str, str], chosen: Mapping[str, object] = DEFAULTS
 ) -> RunConfig:
-    """Return a run's settings from KEY=VALUE words, those of a command's options and those given beside them.
+    """Return a run's settings from KEY=VALUE words: those of a command's options, and those given as words.
 
     `decided` has the keys that the benchmark decides, each with the option that asks for it, or an empty text; `chosen`
     are the benchmark's defaults.
@@ -47,7 +47,7 @@ def merge(
 
 
 def without(config: RunConfig, decided: Collection[str]) -> Values:
-    """Return the settings that a report tells: all but those that the benchmark decides."""
+    """Return the settings listed in a report: all but those that the benchmark decides."""
     return {key: value for key, value in config.to_mapping().items() if key not in decided}
 
 

@@ -48,7 +48,7 @@ def _glyphs(_: str, side: int) -> Set:
             yield image.rotate(float(random.uniform(-8, 8)), fillcolor=255, resample=Image.Resampling.BILINEAR), k
 
 
-# By name: what it is, and its images given CIFAR-10 and a side in pixels; None where it is embedded.
+# By name: what it is, and its images given CIFAR-10 and a side in pixels; None if it is embedded.
 SETS: dict[str, tuple[str, Callable[[str, int], Set] | None]] = {
     "three": (
         "3 kinds of photograph, 60 of each",

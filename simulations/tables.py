@@ -41,7 +41,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def dataset_name(name: str) -> str:
-    """Return a dataset's name; of a folder, wherever it lies, its last part."""
+    """Return a dataset's name; for a folder, the last part of its path."""
     return Path(name).name if name.startswith((".", "/")) else name
 
 
@@ -59,7 +59,7 @@ def trained(config: Values) -> str:
 
 
 def spread(values: Spread | None, form: str | Callable[[float], str]) -> str:
-    """Return "median (low to high)", or the one value there is; a dash where there is nothing.
+    """Return "median (low to high)", or the one value there is; a dash if there is nothing.
 
     `form` is a format such as ".1f", or returns the text of a number.
     """

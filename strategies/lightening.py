@@ -1,4 +1,4 @@
-"""The server's requests to the nodes of a lightening besides training: take weights and files, quantise, measure.
+"""The server's requests to the nodes of a lightening, except training: take weights and files, quantise, measure.
 
 Patches and smashed data of training stay where they are; what comes here are models, and the smashed data of the few
 images that the Lower's quantisation is calibrated on.
@@ -82,5 +82,5 @@ class LightNodes(AskedNodes):
 
 
 def _registered(grid: Grid, node: int) -> set[str]:
-    """Return the name that a node is registered by, where Flower knows one."""
+    """Return the name that a node is registered by, if Flower knows one."""
     return {info.name for info in grid.get_nodes() if info.node_id == node and info.name}

@@ -178,7 +178,7 @@ class _Merging(nn.Module):
     def smash_patches(
         self, patches_BPChw: torch.Tensor, activations: str, gradients: str, absent: Collection[int] = ()
     ) -> torch.Tensor:
-        """Return the patches as they are: what makes whole images of them is known only to `join`."""
+        """Return the patches unchanged; only `join` assembles whole images from them."""
         return patches_BPChw
 
     def join(self, patches_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:

@@ -31,12 +31,12 @@ def given_settings(
         What the command's own options were given, by the names of the settings that they stand for; None or an empty
         text: not given.
     also : sequence of str
-        Names of settings that the command takes besides those of a reading.
+        Names of further settings that the command takes.
 
     Raises
     ------
     ConfigError
-        If a word is not one of these settings, a value has another type, or an option and a word say different things.
+        If a word is not one of these settings, a value has another type, or an option and a word contradict each other.
     """
     from dataclasses import fields
 

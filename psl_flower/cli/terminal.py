@@ -47,7 +47,7 @@ def passphrase_source(file: Path | None) -> Callable[[str], str]:
 
 
 def new_passphrase(file: Path | None) -> str:
-    """Ask for a new passphrase, twice where it is typed.
+    """Ask for a new passphrase, twice if it is typed.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def numbered(texts: Sequence[str]) -> tuple[list[str], dict[int, str]]:
 class Trusted:
     """A manifest, the folder it is in, what was seen before, and whether its owner was named now or seen before.
 
-    `labels` are those in the folder, where there are any and a reader was named.
+    `labels` are those in the folder, if there are any and a reader was named.
     """
 
     signed: SignedManifest

@@ -83,9 +83,9 @@ def train(
 
 
 def read_settings(settings: list[str], file: str = "", workspace: str = "") -> tuple[dict[str, object], Kind]:
-    """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again.
+    """Return KEY=VALUE arguments by key, and parsed; with paths as a run records them, since a retry passes them again.
 
-    What they leave out is taken from a settings file, if one is named. `workspace` is that of --workspace.
+    Settings that they leave out are taken from a settings file, if given. `workspace` is that of --workspace.
     """
     from psl_flower.cli.config_file import settings_in
     from psl_flower.config.presets import resolved

@@ -73,7 +73,7 @@ class DataSettings(Settings):
 
 
 def parse_pixel_range(text: str) -> tuple[float, float] | None:
-    """Return the (lowest, highest) value of a pixel range; None where it is empty or the dataset's own.
+    """Return the (lowest, highest) value of a pixel range; None if it is empty or the dataset's own.
 
     Raises
     ------

@@ -208,7 +208,7 @@ def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], hint: str
 
 
 def read_texts(groups: Iterable[type[Settings]], texts: Mapping[str, str]) -> dict[str, object]:
-    """Parse typed texts, by key, into values that `parse` takes; unknown keys stay as they are."""
+    """Parse typed texts, by key, into values that `parse` takes; unknown keys stay unchanged."""
     known = {field.key: field for group in groups for field in fields_of(group)}
     return {key: known[key].read(text) if key in known else text for key, text in texts.items()}
 

@@ -42,7 +42,7 @@ class SplitAccount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """What was read of a dataset."""
+    """Record of what was read of a dataset."""
 
     dataset: str  #: Its name, as the user gave it.
     reader: str  #: Way of reading it, such as "images by class".
@@ -75,7 +75,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, splits=tuple(splits), left_out=left_out.entries())
 
     def save(self, path: Path) -> None:
-        """Write the account as JSON, for its owner's eyes only: it tells names of files and the sizes of classes.
+        """Write the account as JSON, for its owner only: it reveals file names and class sizes.
 
         Raises
         ------

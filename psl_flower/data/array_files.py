@@ -45,8 +45,8 @@ class StoredArray:
     shape: tuple[int, ...]  #: Size of each axis.
     dtype: np.dtype[Any]  #: Dtype of its values.
     alone: bool  #: Whether it is the only one in its file.
-    #: Returns its values, from the disk where they lie as they are, else in memory. Raises one of `ARRAY_ERRORS`, for
-    #: Python objects too.
+    #: Returns its values: mapped from the disk if the file is not compressed, else in memory. Raises one of
+    #: `ARRAY_ERRORS`, for Python objects too.
     load: Callable[[], NDArray[Any]]
 
     @property
@@ -60,7 +60,7 @@ class StoredArray:
 
 
 def is_array_name(path: str) -> bool:
-    """Check if a file's name says that it holds arrays."""
+    """Check if a file's name is that of a file of arrays."""
     return os.path.splitext(path)[1].lower() in NUMPY_ENDINGS or bool(IDX_NAME.search(path))
 
 

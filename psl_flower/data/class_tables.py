@@ -54,7 +54,7 @@ def declared_classes(name: str, files: Iterable[tuple[str, Path]]) -> ClassTable
 def with_own_classes(
     tables: Mapping[str, Table], declared: Mapping[str, ClassTables], notes: list[str]
 ) -> dict[str, Table]:
-    """Return each split's table with the classes that its own files declare, where splits differ in these.
+    """Return each split's table with the classes that its own files declare, if splits differ in these.
 
     `tables` have the classes that the library takes for all splits, `declared` those that `declared_classes` has found
     by split. What the account is to say is added to `notes`.

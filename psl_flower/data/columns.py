@@ -37,7 +37,7 @@ class Resolve(Protocol):
     """Finds the file of an image that a text names, looking first beside a table that lies in the folder `beside`."""
 
     def __call__(self, text: str, beside: str = "") -> Path | None:
-        """Return its place; None where there is no such image, or several may be meant."""
+        """Return its place; None if there is no such image, or several may be meant."""
         ...
 
 
@@ -297,7 +297,7 @@ def read_image(cell: Any, kind: ImageKind, decoder: Decoder, resolve: Resolve | 
 
 
 def path_in(cell: Any, kind: ImageKind) -> str:
-    """Return the path in a cell, or beside the image in it, as it is to be shown, or an empty text."""
+    """Return the printable path in a cell, or beside the image in it; else an empty text."""
     if cell is None or kind in (ImageKind.ARRAY, ImageKind.SQUARE):
         return ""
     return printable(_content(cell, kind)[1])

@@ -19,7 +19,7 @@ from psl_flower.system.files import abandoned, disk_errors, hold
 from psl_flower.system.folders import make_private_folder
 
 _KEPT, _PASSING = "psl-{}", ".psl-{}.tmp"
-# Folders of the command that keeps none, and descriptors that hold them; None where copies are kept.
+# Folders of the command that keeps none, and descriptors that hold them; None if copies are kept.
 _passing: ContextVar[list[tuple[Path, int]] | None] = ContextVar("passing", default=None)
 
 

@@ -28,7 +28,7 @@ class PixelKind:
     """A kind of pixels."""
 
     name: str  #: Name of such pixels, in errors.
-    white: int = 0  #: The value that is white; 0 where nothing says it.
+    white: int = 0  #: The value that is white; 0 if nothing says it.
     note: str = ""  #: Note in the account on such images.
     negative: bool = False  #: Whether 0 is white, and the highest value black.
 

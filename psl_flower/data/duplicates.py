@@ -1,6 +1,6 @@
 """Images that a dataset holds twice: under two classes, or both to train and to test on.
 
-They are known by hashes of their files, which are computed as the images are decoded, at next to no cost.
+They are recognised by hashes of their files, which are computed as the images are decoded, at almost no cost.
 
 Shape suffixes: N images of a split, M those of both.
 """
@@ -22,7 +22,7 @@ class Duplicates:
         self._content = {split: np.zeros(count, np.int64) for split, count in counts.items()}
 
     def add(self, split: str, place: int, content: int) -> None:
-        """Note the hash of an image's file, 64 bits; 0 where it is not known."""
+        """Note the hash of an image's file, 64 bits; 0 if it is not known."""
         self._content[split][place] = content
 
     def sentences(
@@ -31,7 +31,7 @@ class Duplicates:
         class_names: Sequence[str],
         name_of: Callable[[str, int], str],
     ) -> Iterator[str]:
-        """Yield what an account says of the images noted so far.
+        """Yield the account's sentences on duplicates among the images noted so far.
 
         `labels` has by split the class of each image (N,); `name_of` names an image by its split and place there.
         """

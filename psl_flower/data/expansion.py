@@ -64,7 +64,7 @@ def _by_dictionary(path: Path, name: str, values: list[int], most: int) -> int:
 def _dictionaries(
     file: parquet.ParquetFile, name: str, rows: int, groups: list[int] | range
 ) -> Iterator[pa.DictionaryArray]:
-    """Yield a column's values by batches of rows, whatever structs and lists it lies in."""
+    """Yield a column's values by batches of rows, from within any structs and lists."""
     for batch in file.iter_batches(batch_size=rows, row_groups=list(groups), columns=[name]):
         array = batch.column(0)
         while not pa.types.is_dictionary(array.type):

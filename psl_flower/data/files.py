@@ -1,6 +1,6 @@
 """The files of a dataset's folder: images, tables, and those passed by.
 
-Links to folders are followed. Images are known by their endings or, where these say nothing, by their first bytes.
+Links to folders are followed. Images are recognised by their extensions or, failing that, by their first bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _PREFIX_BYTES = 1024
 
 
 class File(NamedTuple):
-    """A regular file: its path within the folder, with "/", and what tells it from another one under its name."""
+    """A regular file: its path within the folder, with "/", and what distinguishes it from others of that name."""
 
     path: str
     size: int
@@ -137,7 +137,7 @@ class _Patterns:
 
 
 def _names_a_missing_part(pattern: str, listing: Listing) -> bool:
-    """Check if a pattern names a part of a table beside other parts: so people say that it may be missing."""
+    """Check if a pattern names a part of a table that has other parts: users thus accept that it is missing."""
     others = re.sub(r"-\d{5}-of-", f"-{'[0-9]' * 5}-of-", pattern)
     return others != pattern and any(
         fnmatchcase(file.path, others) or fnmatchcase(posixpath.basename(file.path), others) for file in listing.files
@@ -205,7 +205,7 @@ def _count(entry: os.DirEntry[str]) -> int:
 
 
 class FileKind(StrEnum):
-    """What a file holds."""
+    """Kind of a file's content."""
 
     IMAGE = "image"
     # A picture that nothing here decodes, such as a camera's raw file.
@@ -219,8 +219,8 @@ class FileKind(StrEnum):
 def kind_of(root: Path, file: File) -> FileKind:
     """Return a file's kind, by its ending or, unless that is an image's, by its first bytes.
 
-    An image that is damaged after these counts as one, so that its decoding says so; a file that cannot be opened does
-    not.
+    An image that is damaged after these counts as an image, so that decoding it reports the damage; a file that cannot
+    be opened does not.
     """
     ending = file.ending
     if is_image_name(file.path):
@@ -246,7 +246,7 @@ def is_image_name(name: str) -> bool:
 
 
 def decodable() -> tuple[str, ...]:
-    """Return Pillow's names of the formats in which images are taken, whatever their files are called."""
+    """Return Pillow's names of the image formats that are accepted, regardless of file names."""
     Image.init()
     return _decodable(len(Image.ID))
 
@@ -306,7 +306,7 @@ def _opens(file: BinaryIO, names: list[str]) -> bool:
 def _accepts(kind: str, prefix: bytes) -> bool:
     accept = Image.OPEN[kind][1]
     try:
-        # Some plugins have no test of the first bytes; they read whatever has their ending.
+        # Some plugins do not test the first bytes; they read any file with their extension.
         return accept is not None and accept(prefix) is True
     except Exception:
         return False  # too few bytes; see `_opens`

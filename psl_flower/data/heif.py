@@ -15,7 +15,7 @@ def is_heif(encoded: bytes) -> bool:
 
 @cache
 def can_read_heif() -> bool:
-    """Teach Pillow to read HEIF images; False where pillow-heif is not installed."""
+    """Teach Pillow to read HEIF images; False if pillow-heif is not installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:

@@ -17,7 +17,7 @@ _LOOKED_AT = 20
 def near_miss(sample: pa.Table, resolve: Resolve, pictures: Iterable[str]) -> str:
     """Return the columns of a table that may be meant for images, and why the first odd row of each names none.
 
-    `sample` are the table's first rows, `pictures` the paths of all images. The text is empty where no column comes
+    `sample` are the table's first rows, `pictures` the paths of all images. The text is empty if no column comes
     near.
     """
     alike: dict[str, list[str]] = {}

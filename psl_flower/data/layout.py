@@ -55,7 +55,7 @@ class _Folder:
 
 
 def read_layout(dataset: str, images: Iterable[str], options: SourceOptions) -> Layout | None:
-    """Return the images by split and class; None where no folder names a class.
+    """Return the images by split and class; None if no folder names a class.
 
     `images` are paths within the dataset's folder, with "/", in the order of their listing. The options may name the
     splits, and which folders the classes are.
@@ -118,13 +118,13 @@ def _stated(dataset: str, top: _Folder, name: str) -> _Folder:
 
 
 def _splits(dataset: str, top: _Folder) -> dict[str, _Folder] | None:
-    """Return the folders that are splits: none of them where they are classes; None where there are no classes."""
+    """Return the folders that are splits: none of them where they are classes; None if there are no classes."""
     folders = top.folders
     words = {name: split_word(name) for name in folders}
     named = [name for name, (word, _) in words.items() if word]
     plain = [name for name in named if not words[name][1]]
     divided = [name for name in named if folders[name].inner().folders]
-    # Words beside that of a split tell nothing where all of them have the same, such as x_train and x_test.
+    # Other words in the names mean nothing if all splits have the same, such as x_train and x_test.
     alike = len({words[name][1] for name in named}) == 1
     if any(name in plain for name in divided) or (divided and alike and len(named) > 1):
         others = [name for name in folders if name not in named]
@@ -148,7 +148,7 @@ def _splits(dataset: str, top: _Folder) -> dict[str, _Folder] | None:
 
 
 def _divided(dataset: str, top: _Folder, splits: dict[str, _Folder], options: SourceOptions, *, others: bool) -> Layout:
-    """Return the layout of these splits; with `others`, those beside them that are called as splits are, too."""
+    """Return the layout of these splits; with `others`, also that of sibling folders that are named like splits."""
     if others:
         siblings = top.folders if any(name in top.folders for name in splits) else top.inner().folders
         splits = {name: folder for name, folder in siblings.items() if split_word(name)[0]} | splits

@@ -141,7 +141,7 @@ def _where(tables: Mapping[str, Table], place: _Place) -> str:
 
 
 def _leave_out(tables: Mapping[str, Table], first: _Place, other: _Place) -> str:
-    """Return the way out where two rows come from two files; empty where they do not, or that is not known."""
+    """Return a remedy if two rows come from two files; empty if they do not, or if that is unknown."""
     origins = [tables[place.split].origin for place in (first, other)]
     files = [origin(place.row)[0] for origin, place in zip(origins, (first, other), strict=True) if origin is not None]
     return f", or leave a table out with {leave_out_setting(files[1])}" if len(set(files)) == 2 else ""

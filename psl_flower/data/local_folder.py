@@ -1,6 +1,6 @@
 """A local folder as a dataset: images by class, images listed in a table, tables that hold the images, or arrays.
 
-What it holds decides, and where that is two things, the settings do.
+Its content decides; if that is ambiguous, the settings do.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _of(kinds: dict[str, FileKind], *wanted: FileKind) -> list[str]:
 
 
 def _layout(name: str, pictures: list[str], tables: ImageTables | None, options: SourceOptions) -> Layout | None:
-    """Return the images by class, if their folders are to be read so."""
+    """Return the images by class, if their folders are read that way; else None."""
     listed = tables.paths if tables is not None else []
     # Only a table has a column of splits.
     if not pictures or options.read_as == "tables" or (listed and options.split_column not in ("", "none")):

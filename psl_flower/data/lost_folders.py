@@ -25,8 +25,8 @@ def check_lost_folders(
 ) -> list[str]:
     """Refuse folders and links that may be a split or a class of which nothing would be taken.
 
-    Where the options name the splits to train and to test on, no other is missed. Return what the account says of
-    folders beside those of the classes that hold no file: a sentence, or none.
+    If the options name the splits to train and to test on, no other split is missed. Return the account's sentence on
+    empty folders beside those of the classes, if there are such folders.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def _may_be_folder(name: str) -> bool:
 
 
 def _is_split(folder: str, full: set[str]) -> bool:
-    """Check if a folder is called as a split: "test", or "x_test" beside an "x_train" with images."""
+    """Check if a folder is named like a split: "test", or "x_test" beside an "x_train" with images."""
     word, rest = split_word(posixpath.basename(folder))
     beside = [posixpath.basename(path) for path in full if posixpath.dirname(path) == posixpath.dirname(folder)]
     return bool(word) and (not rest or any(split_word(name)[0] and split_word(name)[1] == rest for name in beside))

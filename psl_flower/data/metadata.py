@@ -16,7 +16,7 @@ _APPLICATION, _JFIF, _ADOBE = range(0xE0, 0xF0), 0xE0, 0xEE
 
 
 def without_metadata(encoded: bytes) -> bytes | None:
-    """Return a PNG or JPEG file without its metadata; None where it is neither, or has none."""
+    """Return a PNG or JPEG file without its metadata; None if it is neither, or has none."""
     with contextlib.suppress(struct.error, IndexError):
         if encoded.startswith(PNG):
             kept = b"".join(chunk for kind, chunk in _png_chunks(encoded) if kind in _PNG_CHUNKS)

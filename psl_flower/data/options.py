@@ -25,14 +25,14 @@ class SourceOptions:
     #: Columns to take; empty: found by their names and types.
     image_column: str = ""
     label_column: str = ""
-    read_as: Literal["", "folders", "tables"] = ""  #: How to read a folder that can be read both ways.
+    read_as: Literal["", "folders", "tables"] = ""  #: Way to read a folder that can be read both ways.
     #: Splits to take, joined by "+"; empty: found by their names. A `test_split` of "none" divides one off.
     train_split: str = ""
     test_split: str = ""
     #: Column that names the split of each row; "none": no column does; empty: found by its name and values.
     split_column: str = ""
     class_folder: Literal["", "top", "leaf"] = ""  #: Folder that names the class if folders are nested.
-    leave_out: str = ""  #: Patterns of names and paths in a folder, separated by commas, that are passed by.
+    leave_out: str = ""  #: Patterns of names and paths in a folder, separated by commas, that are ignored.
     #: LOW..HIGH, the values of pixels deeper than 8 bits that become 0 and 255; "dataset": its own; empty: as the
     #: images' format says.
     pixel_range: str = ""
@@ -71,7 +71,7 @@ class SourceOptions:
 
 
 def leave_out_setting(*paths: str) -> str:
-    """Return the setting `leave_out` as to be typed for these paths, whatever characters of patterns they have."""
+    """Return the setting `leave_out` to type for exactly these paths; characters of patterns in them are escaped."""
     # A comma would end the pattern.
     patterns = (re.sub(r"[\[*?]", r"[\g<0>]", printable(path)).replace(",", "?") for path in paths)
     return f"leave-out={','.join(patterns)}"

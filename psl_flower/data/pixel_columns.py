@@ -1,6 +1,6 @@
 """Tables with a column for each pixel, as MNIST's csv files are: the columns become one, of lists of pixels.
 
-Read so are whole numbers in columns called pixel0, pixel1, ... or 1x1, 1x2, ..., all of them, whatever stands between.
+All columns of whole numbers called pixel0, pixel1, ... or 1x1, 1x2, ... are joined, even with other columns between.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def pixel_names(columns: list[str]) -> list[str]:
 
 
 def join_pixels(table: pa.Table) -> pa.Table:
-    """Return a table whose columns of pixels are one; one without such columns as it is.
+    """Return a table with its columns of pixels joined into one; a table without such columns unchanged.
 
     Raises
     ------
     DataError
-        If columns are missing, hold anything but whole numbers, or tell no height and width; its text has yet to be put
-        after the name of the file.
+        If columns are missing, hold anything but whole numbers, or imply no height and width; the caller must put the
+        file's name before the message.
     """
     names = pixel_names(table.column_names)
     if not names:
@@ -48,7 +48,7 @@ def join_pixels(table: pa.Table) -> pa.Table:
 
 
 def _numbered(columns: list[str]) -> list[str]:
-    """Return the columns called pixel0 and so on, in the order of their numbers; empty where there are too few."""
+    """Return the columns called pixel0 and so on, in the order of their numbers; empty if there are too few."""
     numbers = {name: int(match[1]) for name in columns if (match := _NUMBERED.fullmatch(name))}
     if len(numbers) < FEWEST_PIXELS:
         return []
@@ -63,7 +63,7 @@ def _numbered(columns: list[str]) -> list[str]:
 
 
 def _placed(columns: list[str]) -> list[str]:
-    """Return the columns called 1x1 and so on; empty where there are too few."""
+    """Return the columns called 1x1 and so on; empty if there are too few."""
     places = {name: (int(match[1]), int(match[2])) for name in columns if (match := _PLACED.fullmatch(name))}
     if len(places) < FEWEST_PIXELS:
         return []
@@ -80,7 +80,7 @@ def _placed(columns: list[str]) -> list[str]:
 
 
 def _shape(names: list[str]) -> tuple[int, ...]:
-    """Return (height, width) where the names tell them, else the number of pixels of a square."""
+    """Return (height, width) if the names give them, else the number of pixels of a square."""
     first, last = _PLACED.fullmatch(names[0]), _PLACED.fullmatch(names[-1])
     if first and last:
         height, width = (int(last[axis]) - int(first[axis]) + 1 for axis in (1, 2))

@@ -83,9 +83,9 @@ class Decoder:
     Attributes
     ----------
     notes : Notes
-        What was done to images that people should know of.
+        Changes made to images that users should know of.
     pixel_range : tuple[float, float], optional
-        The values that become 0 and 255, where it is not the format that says so; None before they are known.
+        The values that become 0 and 255, if it is not the format that says so; None before they are known.
     background : str
         As given.
     content : int
@@ -115,7 +115,7 @@ class Decoder:
         CorruptImage
             If the content is not a whole image.
         DataError
-            If nothing says which of its pixel values are black and white.
+            If it is unknown which of its pixel values are black and white.
         """
         self.content = hash(encoded)
         try:
@@ -303,7 +303,7 @@ class Survey(Decoder):
     count : int
         Images that have such pixels.
     dark : list[int]
-        The brightest pixel as 8 bits, 0..255, of each image that is nearly black by what the format says is white.
+        The brightest pixel as 8 bits, 0..255, of each image that is nearly black if white is what the format says.
     """
 
     def __init__(self) -> None:
@@ -383,7 +383,7 @@ def _follows_more(image: Image.Image) -> bool:
 
 
 def channels_last(values: NDArray[Any], where: str) -> NDArray[Any]:
-    """Return (H, W, C) of (H, W), (H, W, C) or (C, H, W); raises CorruptImage where it fits none or two of these."""
+    """Return (H, W, C) of (H, W), (H, W, C) or (C, H, W); raises CorruptImage if it fits none or two of these."""
     shape = values.shape
     if len(shape) == 2 and values.size:
         return values[:, :, np.newaxis]

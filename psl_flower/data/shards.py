@@ -1,4 +1,4 @@
-"""The files of tables beside each other: parts of one table must be whole, and none may hold what another one does.
+"""Checks tables of several files: no part of a table may be missing, and no file may repeat the content of another.
 
 A file read twice may be both trained and tested on, and a missing part changes the training, so both are
 refused, and leave-out decides.
@@ -55,7 +55,7 @@ def check_shards(name: str, paths: Iterable[str], others: Mapping[str, str], pat
     Raises
     ------
     DataError
-        If a part is missing or there twice, or lies beside the whole.
+        If a part is missing or there twice, or if both the parts and the whole table are there.
     """
     paths = list(paths)
     wholes = {posixpath.splitext(path)[0]: path for path in paths}

@@ -57,7 +57,7 @@ def sheet(tiles: Sequence[Image.Image], columns: int = _COLUMNS) -> Image.Image:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return a font with the letters of most alphabets, where matplotlib brings one; else Pillow's of Latin-1.
+    """Return a font with the letters of most alphabets, if matplotlib brings one; else Pillow's of Latin-1.
 
     Pillow's default font has no letter beyond ASCII.
     """

@@ -173,7 +173,7 @@ class ImageSource:
         return np.flatnonzero(part.raw.labels_N[part.rows_N] == label)
 
     def _survey(self, survey: Survey) -> None:
-        """Decode images with `survey`: some, or all where the range of their pixels is asked for."""
+        """Decode images with `survey`: some, or all if the range of their pixels is asked for."""
         for part in self._parts.values():
             count = len(part.rows_N)
             places = evenly_spaced(count, count if self._whole else _SURVEYED)

@@ -1,7 +1,7 @@
-"""A column that says which split each row belongs to: followed where its values name splits, refused where they may.
+"""Finds a column that names the split of each row: used if its values name splits, refused if they only may.
 
-A column that was ignored would have its test images trained on, so the setting split-column decides where values say
-less than a split's name. A column is known by its name, or by values most of which are names of splits.
+If such a column were ignored, its test images would be trained on, so the setting split-column decides if its values
+are unclear. A column is recognised by its name, or if most of its values are names of splits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMES = frozenset({
     "split", "splits", "splitname", "datasplit", "datasetsplit", "traintest", "traintestsplit", "trainvaltest",
     "partition", "partitions",
 })  # fmt: skip
-# Parts for cross-validation: beside a column of splits they say nothing against it.
+# Parts for cross-validation: they do not contradict a column of splits.
 _FOLDS = frozenset({"fold", "folds", "kfold", "cvfold", "foldid"})
 _FLAG = re.compile(r"(?:is|in)(?:train|training|test|testing|val|valid|validation|dev|eval|holdout)(?:set|split)?")
 # They may hold anything, such as the set that a card belongs to, or what a picture may be used for.
@@ -52,7 +52,7 @@ class _Column:
         return [value for found in self.values.values() for value in found]
 
     def words(self) -> dict[str, str]:
-        """Return the split that each value names, "" for none."""
+        """Return the split that each value names, "" if it names no split."""
         return {value: split_word(value)[0] for value in dict.fromkeys(self.every())}
 
     def says_something(self) -> bool:
@@ -73,7 +73,7 @@ class _Column:
 def divide_by_column(
     name: str, tables: Mapping[str, Table], taken: Collection[str], asked: str, notes: list[str]
 ) -> Mapping[str, Table]:
-    """Return the rows of each split, as a column says, if there is such a column.
+    """Return the rows of each split, as a column names them, if there is such a column.
 
     `tables` are by the files' split, `taken` the columns of images and labels. `asked` is the setting split-column: a
     column, "none" for no column, or empty. What the account is to say is added to `notes`.

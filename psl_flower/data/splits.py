@@ -21,7 +21,7 @@ _MEANINGS = {
 def split_word(name: str) -> tuple[str, str]:
     """Return the split in a name, "train", "test" or "validation", and the name's other words.
 
-    "Train" and "train2017" give ("train", ""), "x_train" gives ("train", "x"); the first is empty where no word of the
+    "Train" and "train2017" give ("train", ""), "x_train" gives ("train", "x"); the first is empty if no word of the
     name is that of a split, or several are.
     """
     words = words_of(name)
@@ -86,7 +86,7 @@ def named_splits(options: SourceOptions) -> list[str]:
 
 
 def find_name(wanted: str, names: Iterable[str]) -> str | None:
-    """Return a name as it is written among others: exactly, or as the only one but for capitals; None if it is not."""
+    """Return a name as spelled among others: exactly, or the only match apart from capitals; None without a match."""
     names = list(names)
     if wanted in names:
         return wanted
@@ -107,7 +107,7 @@ def _named(dataset: str, key: str, text: str, names: Collection[str]) -> tuple[s
 
 
 def _meant(dataset: str, meaning: str, names: Collection[str]) -> tuple[str, ...]:
-    """Return the one name that speaks of a split: itself, else it alone, else with other words; empty if none does."""
+    """Return the only name of a split: its word exactly, else its word alone, else with other words; else empty."""
     if meaning in names:
         return (meaning,)
     words = {name: split_word(name) for name in names}

@@ -62,7 +62,7 @@ class ImageTables:
         self.paths: list[str] = []
         self.others: dict[str, str] = {}
         self.notes: list[str] = []
-        # Those whose images are within, so that no path says which these are.
+        # Tables that hold the images themselves, so that no path identifies the images.
         self._holders: set[str] = set()
         self._damaged: list[str] = []
         for path in paths:
@@ -179,7 +179,7 @@ class ImageTables:
 
 
 def _split_of(path: str) -> tuple[str, str]:
-    """Return the split that a file's name or its folders' names tell, empty if they tell none, and where it lies."""
+    """Return the split in a file's name or its folders' names, empty if they name no split, and its place."""
     shard = shard_of(path)
     place, _, stem = (shard.whole if shard else posixpath.splitext(path)[0]).rpartition("/")
     outer, text = place, stem
@@ -213,7 +213,7 @@ def _check_header(sample: pa.Table, resolve: Resolve) -> None:
 
 
 def _peek(path: Path) -> pa.Table | None:
-    """Return the first rows of a table; None where a file holds no table."""
+    """Return the first rows of a table; None if a file holds no table."""
     with path.open("rb") as file:
         start = file.read(len(_LFS))
     if start == _LFS:
@@ -275,7 +275,7 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
 
 
 def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
-    """Return a table whose columns hold texts, as they are written, or whole numbers: 007 is a text, but for pixels."""
+    """Return a table whose columns hold texts, verbatim, or whole numbers: 007 is a text, except as a pixel."""
     header = re.split(rb"\r\n?|\n", content, maxsplit=1)[0].decode()
     delimiter = delimiter or max(_DELIMITERS, key=header.count)
     try:

@@ -4,7 +4,7 @@ An Upper transforms its own patches only; for a flipped sample the Lower mirrors
 is flip, shift, cut-out, then mixing in pairs (`psl_flower.engine.inputs.network_input`); patch dropout is the Lower's
 alone.
 
-Stores with a margin have what a shift brings in from beside a patch. Then every Upper's patches are those of the
+Stores with a margin hold the pixels around a patch that a shift brings in. Then every Upper's patches are those of the
 shifted image, to the bit: of the image as the grid pads it, its border repeated beyond its edge.
 
 Shape suffixes: B batch, K patches of one Upper, C channels, H and W pixels of a patch as stored, with the margin, h and
@@ -26,7 +26,7 @@ from psl_flower.seeds import derive, uniform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Which transforms are drawn.
+    """The transforms that are drawn.
 
     In all methods `seed` is that of (run, epoch), and `samples_B` are global sample indices (B,), int64.
     """
@@ -34,8 +34,8 @@ class Augmentation:
     grid: PatchGrid  #: Grid that images are cut by, with the stores' margin.
     context: int = 0  #: Pixels around each patch that the network takes with it; with shifts, no more than the margin.
     flip: bool = False  #: Mirror a sample left to right with probability one half.
-    #: Largest shift in pixels, up, down, left or right; 0 for none. Without a margin a store does not know what comes
-    #: in from beside a patch: the patch's border is repeated there.
+    #: Largest shift in pixels, up, down, left or right; 0 for none. Without a margin a store lacks the pixels around
+    #: a patch: the patch's border is repeated there.
     shift: int = 0
     cutout: int = 0  #: Side, in pixels, of the square that is blanked in every image; 0 for none.
     #: Samples are mixed in pairs by a weight of the distribution Beta(mixup, mixup), one for each step; 0: not at all.

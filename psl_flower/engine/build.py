@@ -68,7 +68,7 @@ class _Encoded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """What all parties of a run are built from, each on its own machine.
+    """Builds the models and engines of all parties of a run, each on its own machine.
 
     In all methods, `size` is that of the network's backbone, its own by default.
     """
@@ -108,7 +108,7 @@ class Blueprint:
 
     @property
     def grid(self) -> PatchGrid:
-        """The grid as the network cuts images: its margin is the Uppers' context, whatever the stores keep."""
+        """The grid as the network cuts images: its margin is the Uppers' context, not the stores'."""
         return self.description.grid().with_margin(self.config.network.context)
 
     @property
@@ -161,7 +161,7 @@ class Blueprint:
         }
 
     def adaptation(self) -> AdaptationNet | None:
-        """Return the Adaptation Net with its initial weights; None where alpha is 0."""
+        """Return the Adaptation Net with its initial weights; None if alpha is 0."""
         if self.config.network.alpha == 0:
             return None
         _, h, w, C = self.smashed_shapes()[0]
@@ -172,7 +172,7 @@ class Blueprint:
     def lower_engine(
         self, device: torch.device, lower: nn.Module | None = None, teacher: LowerTeacher | None = None
     ) -> LowerEngine:
-        """Return the Lower's side of a run; with `lower` as its model, and taught by `teacher`, where given."""
+        """Return the Lower's side of a run; with `lower` as its model, and taught by `teacher`, if given."""
         network = self.config.network
         return LowerEngine(
             self.lower() if lower is None else lower,
@@ -191,7 +191,7 @@ class Blueprint:
         return GradientFeedback(wire.wire_gradients) if wire.gradient_feedback else None
 
     def adaptation_engine(self, device: torch.device) -> AdaptationEngine | None:
-        """Return the Adaptation Net's side of a run; None where alpha is 0."""
+        """Return the Adaptation Net's side of a run; None if alpha is 0."""
         net = self.adaptation()
         return (
             None if net is None else AdaptationEngine(net, self.description.assignment, device=device, **self._learning)

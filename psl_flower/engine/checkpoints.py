@@ -46,7 +46,7 @@ class Checkpoints:
         Raises
         ------
         RunError
-            If the disk refuses; earlier checkpoints are as they were.
+            If the disk refuses; earlier checkpoints are unchanged.
         TrainingError
             If a number in the state is not finite, so that no run could continue from it. Earlier checkpoints are kept.
         """
@@ -151,7 +151,7 @@ def load_party(state: dict[str, Any], claim: Claim, model: nn.Module, optimizer:
 
 @contextmanager
 def same_network(what: str = "the checkpoint is") -> Iterator[None]:
-    """Load a state within; raises RunError, "`what` of another network", if it does not fit the model."""
+    """Wrap the loading of a state; raises RunError, "`what` of another network", if it does not fit the model."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError) as error:
@@ -172,7 +172,7 @@ def _say_other_threads(state: dict[str, Any], who: str) -> None:
 def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:
     """Write tensors and plain values atomically to a file, their SHA-256 last; make its folder.
 
-    Tensors are stored as CPU tensors, whatever device they were on.
+    Tensors are stored as CPU tensors, regardless of their device.
 
     Raises
     ------

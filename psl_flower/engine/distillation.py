@@ -1,4 +1,4 @@
-"""Distillation: a network learns another one's answers beside the labels (Hinton, Vinyals, Dean, 2015).
+"""Distillation: a network learns another network's answers as well as the labels (Hinton, Vinyals, Dean, 2015).
 
 Shape suffixes: B batch, P patches, K classes, C channels, h and w pixels of a patch.
 """

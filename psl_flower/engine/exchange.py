@@ -145,7 +145,7 @@ class Exchange(ABC):
             What goes to each Upper, by its index.
         shapes : mapping or None
             The shape (B, K, h, w, C) of the smashed data, or (N,) of the shared weights, that each Upper must answer
-            with; none for those whose answer is to be `Saved`. Anything else is refused before it is read.
+            with; no shape for those that must answer `Saved`. Anything else is refused before it is read.
         meanwhile : callable
             Called once, while the Uppers work.
 

@@ -27,7 +27,7 @@ def require_finite(
     sent : mapping, optional
         Smashed data of this step by party number, any shape; read only if the loss is not finite.
     names : sequence of str
-        The parties' names, where they are no Uppers.
+        The parties' names, if they are no Uppers.
 
     Raises
     ------

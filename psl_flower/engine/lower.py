@@ -37,7 +37,7 @@ class LowerEngine(HeadEngine):
     lower : nn.Module
         Called with smashed data (B, P, C, h, w) and `flipped` (B,) bool or None; returns logits (B, classes).
     adaptation : AdaptationEngine or None
-        Head of the Uppers' auxiliary losses, where it is in this process.
+        Head of the Uppers' auxiliary losses, if it is in this process.
     assignment : sequence of int
         assignment[p] is the Upper of position p.
     alpha : float
@@ -53,7 +53,7 @@ class LowerEngine(HeadEngine):
     label_smoothing : float
         As in `psl_flower.losses.loss_parts`.
     teacher : LowerTeacher or None
-        Whose answers are learnt beside the labels; its smashed data come behind the student's, along channels.
+        Its answers are learnt in addition to the labels; its smashed data follow the student's along channels.
     feedback : GradientFeedback or None
         Adds to gradients what rounding took from those before.
     """
@@ -125,7 +125,7 @@ class LowerEngine(HeadEngine):
         lr : float
             Learning rate of this step.
         adaptation : Adaptation or None
-            The Adaptation Net, where it is elsewhere.
+            The Adaptation Net, if it is elsewhere.
         dropped_BM : torch.Tensor or None
             Bool: samples of which zeros stand for an Upper's smashed data in the Lower model; the Adaptation Net has
             them.
@@ -137,7 +137,7 @@ class LowerEngine(HeadEngine):
         Returns
         -------
         StepLoss and the gradients (B, K, h, w, C) of these Uppers' smashed data, contiguous, on the CPU; of the
-        student's channels alone, and none where the Uppers are frozen.
+        student's channels alone, and none if the Uppers are frozen.
 
         Raises
         ------

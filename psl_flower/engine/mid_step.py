@@ -24,7 +24,7 @@ class MidStepParty(Party):
         """Do what a frame asks for, other than to save, and return the answer."""
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Save, or do whatever else a frame asks for, and return the answer.
+        """Save, or do another thing that a frame asks for, and return the answer.
 
         Raises
         ------
@@ -41,7 +41,7 @@ class MidStepParty(Party):
         return Frame(Saved(self.step))
 
     def close(self) -> None:
-        """Release what the party reads from: nothing, unless a subclass says otherwise."""
+        """Release what the party reads from; by default nothing."""
         return
 
     def _check_step(self, step: int) -> None:

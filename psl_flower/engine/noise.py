@@ -35,7 +35,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 @torch.no_grad()
 def weights_digest(model: nn.Module, *, training: bool) -> bytes:
-    """Return a digest of all that a model's outputs depend on besides its inputs, 32 bytes.
+    """Return a digest, 32 bytes, of all that a model's outputs depend on, except its inputs.
 
     That is its weights, and in evaluation BatchNorm's statistics; in training it takes the batch's.
     """

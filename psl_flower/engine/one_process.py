@@ -59,7 +59,7 @@ class OneProcessTrainer:
     net : PatchSplitNet, optional
         The network to train, in place; by default a new one with the run's initial weights.
     teacher : Teacher, optional
-        Whose answers are learnt beside the labels.
+        Its answers are learnt in addition to the labels.
 
     Attributes
     ----------

@@ -49,9 +49,9 @@ class PartyOptimizer(ABC):
         What is updated, in place.
     clip_norm : float
         Largest L2 norm of all gradients of these parameters together: larger ones are scaled down to it before an
-        update. 0: as they are.
+        update. 0: no clipping.
     lr_scale : float
-        By which the learning rates set are multiplied.
+        Factor by which the learning rates set are multiplied.
 
     Attributes
     ----------

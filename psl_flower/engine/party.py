@@ -1,4 +1,4 @@
-"""A party's side of a step, whatever its model and data: apply the gradient, save, run the next plan forward.
+"""A party's side of a step, for any model and data: apply the gradient, save, run the next plan forward.
 
 `Party` is what all parties share; `psl_flower.engine.mid_step` has those that are asked in the middle of a step.
 """

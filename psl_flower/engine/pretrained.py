@@ -28,7 +28,7 @@ MOST_BYTES = 2**31
 
 
 def write_uppers(path: Path, uppers: Sequence[nn.Module]) -> str:
-    """Write the weights of Uppers, once where all are equal; return the file's "sha256:..."; RunError if refused."""
+    """Write the weights of Uppers, once if all are equal; return the file's "sha256:..."; RunError if refused."""
     states = [{name: tensor.cpu().contiguous() for name, tensor in upper.state_dict().items()} for upper in uppers]
     if all(torch.equal(tensor, states[0][name]) for state in states for name, tensor in state.items()):
         states = states[:1]

@@ -1,7 +1,7 @@
 """Drives the steps of a round over any transport: plans out, smashed data in, gradients out, evaluation at the end.
 
 One exchange carries the gradients of step t and the plan of step t+1, so a step costs one round trip;
-two where the Uppers are averaged after it.
+two if the Uppers are averaged after it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from psl_flower.wire.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What the network answers to the samples of a split, in their order."""
+    """The network's answers to the samples of a split, in their order."""
 
     sample: NDArray[np.int64]  #: Global sample indices, int64.
     #: Classes, int64.
@@ -40,7 +40,7 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]  #: Softmax probability of the predicted class, float32.
     loss: float  #: Mean cross entropy.
-    #: Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
+    #: Softmax probabilities of all classes (images, classes), float32; None if they were not kept.
     probability: NDArray[np.float32] | None = None
 
     @property
@@ -54,7 +54,7 @@ class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
     `step` counts the steps applied at its end; `metrics` are what the evaluation measured, by name. `predictions` are
-    of the test split, `validation` of the validation images, where there are some.
+    of the test split, `validation` of the validation images, if there are some.
     """
 
     steps: list[StepReport] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Rounds(ABC, Generic[L, T]):
     averaging : Averaging or None
         When the Uppers' weights are averaged, if they are.
     checkpoint_every : int
-        Steps between checkpoints besides that at the end of a round; 0 for none.
+        Steps between checkpoints within a round; 0: only at the end of a round.
     on_step : callable
         Called with every StepReport.
     on_evaluated : callable
@@ -127,7 +127,7 @@ class Rounds(ABC, Generic[L, T]):
             self._checkpoints.save(self.lower.step, self.lower.state())
 
     def keep(self, step: int) -> None:
-        """Keep the Lower's checkpoint of a step beside the newest ones."""
+        """Keep the Lower's checkpoint of a step in addition to the newest ones."""
         self._checkpoints.kept = step
 
     def go_back(self) -> int:
@@ -176,7 +176,7 @@ class Rounds(ABC, Generic[L, T]):
     ) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        `exchange` may be None where rounds need no nodes (`needs_nodes`). Zeros stand for smashed data of the
+        `exchange` may be None if rounds need no nodes (`needs_nodes`). Zeros stand for smashed data of the
         Uppers in `absent`, which are not asked, and do not learn. Where the round had begun before, in this process or
         another, its report has the steps up to the checkpoint, too.
 

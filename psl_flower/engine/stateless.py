@@ -26,7 +26,7 @@ P = TypeVar("P", bound=Party)
 
 
 class _BetweenMessages(Generic[P]):
-    """A party whose state is in a file between two messages; whatever state the engine is in is replaced."""
+    """A party whose state is in a file between two messages; the engine's present state is replaced."""
 
     def __init__(self, engine: P, path: Path) -> None:
         self._engine: P = engine
@@ -52,7 +52,7 @@ class StatelessParty(_BetweenMessages[PartyEngine]):
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
         """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
-        With `saved`, that state is the checkpoint of that step (see `Party.go_to`), whatever was between.
+        With `saved`, that state is the checkpoint of that step (see `Party.go_to`), and the file is ignored.
 
         Raises
         ------

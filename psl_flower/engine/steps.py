@@ -16,7 +16,7 @@ class StepLoss:
     full: float
     lower: float
     uppers: float
-    #: Samples that the Lower's logits classify correctly, by their own classes where samples are mixed; 0 where there
+    #: Samples that the Lower's logits classify correctly, by their own classes where samples are mixed; 0 if there
     #: are no classes.
     correct: int
 

@@ -46,7 +46,7 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
     """Answer the Lower on every stream of this node until the round is over.
 
     Streams are served in turn, since the Lower always writes to all Uppers before it waits for any. A party that is
-    asked in the middle of a step has no place in that order: where there is one, streams are served as frames arrive.
+    asked in the middle of a step has no place in that order: if there is one, streams are served as frames arrive.
 
     Raises
     ------

@@ -52,7 +52,7 @@ class UpperOptions:
     #: Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
     frozen_after: int | None = None
     noise: CodeNoise | None = None  #: Noise added to codes, if any.
-    #: Returns the training whose plans of steps and looks alone are taken; None takes whatever plan comes.
+    #: Returns the training whose plans of steps and looks alone are accepted; None accepts any plan.
     lessons: Callable[[], Task] | None = None
 
 

@@ -1,4 +1,4 @@
-"""Questions as a node reads and answers them (`psl_flower.wire.questions`), whatever its parties are."""
+"""Reads and answers questions to a node (`psl_flower.wire.questions`), for any kind of parties."""
 
 from __future__ import annotations
 

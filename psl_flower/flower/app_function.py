@@ -20,7 +20,7 @@ _KEPT = "psl_flower"
 class AppFunction:
     """A function that is pickled together with the folder of its app; called, it is that function.
 
-    The function is of a module of the app; one that is in no module is pickled as it is.
+    The function is of a module of the app; a function that is in no module is itself pickled.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -42,7 +42,7 @@ class AppFunction:
 
 
 def _found(root: str, module: str, name: str) -> AppFunction:
-    """Return a function of an app's module, whatever else is installed under that name."""
+    """Return a function of an app's module, even if another package of that name is installed."""
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
     own = {path.stem for path in Path(root).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}

@@ -1,7 +1,7 @@
 """The last answer of a ClientApp that ends before it has answered, given to its SuperNode at once.
 
-Flower notices a killed one only after a minute without heartbeats, and the server hears nothing before; one that is
-asked to end, as when its parent process is gone, it does not notice at all. So a node's ClientApp program writes down
+Flower notices a killed one only after a minute without heartbeats, and the server receives nothing before; Flower does
+not notice at all if one is asked to end, as when its parent process is gone. So a node's ClientApp program writes down
 the message it works on, and answers it with Flower's own error when it ends. If it is killed, as when memory is
 full, another program answers in its place.
 """

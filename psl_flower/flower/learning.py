@@ -154,7 +154,7 @@ class SplitLearning(Training):
         return TrainingFolder(self.workdir)
 
     def _count_samples(self, grid: Grid) -> None:
-        """Let the parties say which samples they lack, where these are dropped: a training's steps depend on it."""
+        """Let the parties say which samples they lack, if these are dropped: a training's steps depend on it."""
         if self.missing == "drop":
             assignment = tuple(range(len(self.roster.names)))
             task = self._task("samples", self.engine())

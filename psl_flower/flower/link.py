@@ -49,7 +49,7 @@ class NodeLink:
     adaptation : bool
         Whether a node hosts the Adaptation Net.
     without : frozenset[int]
-        Uppers to leave out, wherever they are.
+        Uppers to leave out, on any node.
     on_placed : callable
         Called with every new Placement.
     """
@@ -133,7 +133,7 @@ class NodeLink:
         """Place the Uppers and open the transport once all nodes are online, or without the missing ones if allowed.
 
         `saved` has the step of the state that each party is to start from; the flower transport tells them so. `lost`
-        is the cause, where nodes are looked for because one was lost.
+        is the cause, if nodes are looked for because one was lost.
 
         Raises
         ------
@@ -213,7 +213,7 @@ class NodeLink:
             result = work(self._exchange)
             self._exchange.finish(self.placement.claims)  # the Adaptation Net's part was over before
         except BaseException as error:
-            # All nodes must end their handlers: a node hears nothing else before it has answered.
+            # All nodes must end their handlers: a node receives nothing else before it has answered.
             self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)
             raise
         return result
@@ -244,7 +244,7 @@ class NodeLink:
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
         """Return the weights of all Upper models after `saved` steps, by Upper; for the owner of the model alone.
 
-        Nodes that are lost are waited for, and asked again: what they saved after a step stays as it is.
+        Nodes that are lost are waited for, and asked again: what they saved after a step stays unchanged.
 
         Raises
         ------

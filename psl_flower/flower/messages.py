@@ -33,11 +33,11 @@ _DEPLOYED_PULL_INTERVAL_S = 0.5
 # The same while replies can hardly be there yet, since nodes work together with the Lower. As often as Flower does.
 _WORKING_PULL_INTERVAL_S = 0.1
 _DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
-# Longest wait for a node's answer once there is nothing more for it to do. Flower takes up to about 65 s to tell that a
-# node, or its ClientApp, is gone, and says it better.
+# Longest wait for a node's answer once there is nothing more for it to do. Flower takes up to about 65 s to report
+# that a node, or its ClientApp, is gone, and its report is clearer.
 ANSWER_TIMEOUT_S = 90.0
 # A node silent for this long gets one more question; Flower reports a lost ClientApp sooner.
-# Where one is killed just as it ends, its SuperNode (1.42) adds a second answer, and sends each answer with
+# If a ClientApp is killed just as it ends, its SuperNode (1.42) adds a second answer, and sends each answer with
 # the next one only from then on.
 REMIND_AFTER_S = 75.0
 

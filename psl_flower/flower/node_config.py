@@ -94,7 +94,7 @@ def own_text(context: Context, name: str) -> str:
 
 
 def _own(context: Context, name: str, valid: Callable[[Any], bool], expected: str) -> Any:
-    """Return a value of a node's own configuration, None where it is not set."""
+    """Return a value of a node's own configuration, None if it is not set."""
     value = context.node_config.get(name)
     if value is None or valid(value):
         return value

@@ -28,7 +28,7 @@ def node_names(
 
 
 def with_parties(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
-    """Return the name of a node that hosts these parties, where parties have names."""
+    """Return the name of a node that hosts these parties, if parties have names."""
     return f"{node} ({', '.join(dict.fromkeys(names[m] for m in parties))})" if names else node
 
 
@@ -39,7 +39,7 @@ def last_holders(
     assignment: Sequence[int],
     parties: Sequence[str] = (),
 ) -> str:
-    """Name the nodes that last held the missing Uppers, as the end of a sentence; empty where none is known.
+    """Name the nodes that last held the missing Uppers, as the end of a sentence; empty if they are unknown.
 
     `held` has the node, by its id, that last hosted each Upper or the Adaptation Net, `names` has those nodes' names,
     `parties` those of the parties if they have any.

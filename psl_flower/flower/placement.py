@@ -26,7 +26,7 @@ _NOBODY_NAMED = "no node is a party of this run; start SuperNodes with --node-co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Which node hosts which Uppers, and how they talk to the Lower."""
+    """The node that hosts each Upper, and the nodes' transport to the Lower."""
 
     hosts: dict[int, tuple[int, ...]]  #: Uppers by node id.
     names: dict[int, str]  #: Names of nodes in messages for people.
@@ -34,7 +34,7 @@ class Placement:
     transport: str  #: Transport chosen: "stream" or "flower".
     simulated: bool  #: Whether these are simulated nodes.
     absent: tuple[int, ...] = ()  #: Uppers that no node hosts, or that the run leaves out.
-    #: Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.
+    #: Id of the node that hosts the Adaptation Net, and no Upper; None if the Lower does.
     adaptation: int | None = None
     note: str = ""  #: One line for the user about the choice; may be empty.
 
@@ -81,7 +81,7 @@ def place(
     timeout_s : float
         Longest wait for nodes and for their answers, in seconds.
     without : collection of int
-        Uppers to do without, wherever they are.
+        Uppers to leave out, on any node.
     absent_allowed : bool
         Whether to place the others where nodes do not answer, or no node holds some positions.
     adaptation : bool
@@ -89,7 +89,7 @@ def place(
     adaptation_node : str
         Id of the only node that may; empty for any with that role.
     refused_ends : bool
-        Whether a refused node's failure is the error where no node holds some position; else it is PositionMissing.
+        Whether a refused node's failure is the error if no node holds some position; else it is PositionMissing.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int)
 def _missing(
     what: str, refused: Mapping[int, NodeError], refused_ends: bool, uppers: tuple[int, ...] = ()
 ) -> NodeError | PositionMissing:
-    """Return the error for positions that no node holds, where some nodes were refused."""
+    """Return the error for positions that no node holds, if some nodes were refused."""
     failures = "; ".join(str(refused[node]) for node in sorted(refused))
     if refused_ends:
         return NodeError(f"{failures}; {what}")

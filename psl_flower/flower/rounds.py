@@ -1,4 +1,4 @@
-"""A Flower strategy that drives split training through Flower's rounds, whatever the parties' models and data are."""
+"""A Flower strategy that drives split training through Flower's rounds, for any models and data of the parties."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RoundsStrategy(Strategy):
     wire : WireSettings
         How the parties reach each other, with which codecs, and what happens when a node is missing.
     without : frozenset[int]
-        Uppers to leave out, wherever they are.
+        Uppers to leave out, on any node.
     evaluate_every : int
         Rounds between runs through the test split; 0 for none but after the last step, None for none at all.
     unfinished : bool
@@ -156,7 +156,7 @@ class RoundsStrategy(Strategy):
         return self._link.collect(grid, self._driver.lower.saved)
 
     def keep(self, step: int, saved: Mapping[int, int]) -> None:
-        """Let all parties keep a checkpoint beside the newest ones: the Lower that of a step, the others of `saved`."""
+        """Let all parties keep one more checkpoint than the newest: the Lower that of a step, the others of `saved`."""
         self._driver.keep(step)
         self._link.keep(saved)
 

@@ -225,5 +225,5 @@ def _replaced(module: ModuleType, name: str, replacement: object) -> Callable[..
 
 
 def _nothing_installed(*_: object, **__: object) -> None:
-    """Install nothing: what a run asks for comes from wherever its maker likes."""
+    """Install nothing: a run's packages come from a source of its author's choice."""
     raise ConfigError("a run may not install packages on this node; drop --allow-runtime-dependency-installation")

@@ -31,7 +31,7 @@ def to_onnx(
     output_names: list[str],
     batches: Sequence[int] | None = None,
 ) -> onnx.ModelProto:
-    """Return a module as ONNX, for any batch; `batches`: images for each of the first axis, where inputs differ.
+    """Return a module as ONNX, for any batch; `batches`: images for each of the first axis, if inputs differ.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def runtime_errors(problem: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' advice to their developers off the screen; one thread at a time, as it is off for all."""
+    """Silence the libraries' advice to their developers; one thread at a time, since logging is off for all threads."""
     with _one_at_a_time:
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)

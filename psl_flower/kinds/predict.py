@@ -43,7 +43,7 @@ class Predict(Kind):
 
     @property
     def split(self) -> str:
-        """The split that is predicted; empty where images are named."""
+        """The split that is predicted; empty if images are named."""
         return "" if self.predict_images else self.predict_split
 
     @property

@@ -44,7 +44,7 @@ class Resume(Train):
 
     @classmethod
     def as_asked(cls, given: Mapping[str, object]) -> dict[str, object]:
-        """Return a user's settings; `rounds` and `collect-model` beside `resume` become settings of this class."""
+        """Return a user's settings; `rounds` and `collect-model` given with `resume` become settings of this class."""
         rest = dict(given)
         if given.get("resume") and given.get("collect-model") is True:
             rest["resume-collect"] = rest.pop("collect-model")
@@ -117,7 +117,7 @@ class Resume(Train):
             if other is not None:
                 before, rounds = began.training.rounds, work.config.training.rounds
                 note_extension(work.source, Extension(step=done, before=before, rounds=rounds))
-            # The rest stays as it was: what may differ now was given for this time.
+            # The rest is unchanged: other settings that differ apply to this continuation only.
             work.source.write_config(began.replace(rounds=work.config.training.rounds))
 
     def _about_rounds(self, work: Work, began: RunConfig, description: StoreSetDescription) -> str:

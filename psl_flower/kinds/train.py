@@ -27,7 +27,7 @@ class Train(Kind):
     trains: ClassVar[bool] = True
 
     def find(self) -> Work:
-        """Return the run's settings and folders, with the hash of the file of Upper weights, where there is one."""
+        """Return the run's settings and folders, with the hash of the file of Upper weights, if there is one."""
         work = Kind.find(self)
         return dataclasses.replace(work, config=_with_hash(work.config))
 

@@ -17,7 +17,7 @@ _OURS = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
+    # At Ray's niceness of 15 the Lower starves the Uppers on few cores, though it waits for them.
     "RAY_worker_niceness": "0",
     # Flower's nodes run in a separate environment, so workers that Ray starts ahead of them are never used.
     "RAY_prestart_worker_first_driver": "0",

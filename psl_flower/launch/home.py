@@ -14,7 +14,7 @@ import psutil
 from psl_flower.errors import RunError
 
 _PREFIX = "psl-"
-# Locked by the command as long as it lives, whatever ends it.
+# Locked by the command while it lives, however it ends.
 _CLAIM = "claim"
 # Linux takes 107 bytes for the path of a socket; this is what Ray adds to its folder, with the longest process id.
 _RAYS_PART = len("/ray/session_2026-11-29_19-21-00_416855_4194304/sockets/plasma_store")

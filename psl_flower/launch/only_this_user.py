@@ -20,7 +20,7 @@ Send = Callable[[Scope], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Address = tuple[str, int]
 
-# In every answer, so that the process that starts a server knows that the guard works.
+# Sent in every answer, so that the process that starts a server can check that the guard works.
 HEADER = "psl-guard"
 _CONNECTIONS = Path("/proc/net/tcp")
 _CONNECTIONS_V6 = "tcp6"

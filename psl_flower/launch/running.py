@@ -146,7 +146,7 @@ class Watch:
             return msgspec.structs.replace(last, state=state, message=message, eta_s=None)
 
         if self._run.path.is_dir():
-            # In this order: who copies the log can tell that its last line is the message of the status.
+            # In this order, so that a reader of the log can check that its last line is the status's message.
             try:
                 self._run.append_log("ERROR" if state == "failed" else "INFO", ended().message)
             except RunError as error:

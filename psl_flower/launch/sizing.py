@@ -32,7 +32,7 @@ def simulation(
     Parameters
     ----------
     num_uppers : int
-        M; a node hosts one of them or, where there are fewer nodes, several.
+        M; a node hosts one of them or, if there are fewer nodes, several.
     num_cores, num_gpus : int, optional
         Of the machine; counted on this one by default.
     num_nodes : int

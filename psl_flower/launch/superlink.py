@@ -104,7 +104,7 @@ class LocalSuperLink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop it and whatever it started; drop its folder."""
+        """Stop it and the processes it started; remove its folder."""
         self._clean_up()
 
     def _clean_up(self) -> None:

@@ -62,8 +62,8 @@ def train_decoder(
 ) -> Trained:
     """Train a decoder of `DECODERS` for images that are like the originals in structure and in brightness.
 
-    The images of the best epoch count, by those auxiliary images that are left out of training. Victims have no part.
-    A decoder that it starts with is changed; as it was, it counts, too.
+    The weights of the best epoch are kept, judged by auxiliary images that are left out of training. Victims have no
+    part. A decoder to start from is changed; its initial weights compete, too.
 
     `auxiliary` has 20 images or more. After each pass, of `epochs` at most, `on_epoch` is called with (epochs done,
     score on the validation images). `start` is a decoder of this name and these sizes to continue from, by default a

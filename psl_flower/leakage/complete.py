@@ -45,7 +45,7 @@ def audit(
     run : str
         Its name, for the report.
     bits : int or None
-        That an image's codes take in a look; None where they are no codes.
+        That an image's codes take in a look; None if they are no codes.
     replay : Replay or None
         What the Lower received of the victims and the auxiliary images, in this order; None: one look is attacked.
 

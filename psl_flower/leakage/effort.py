@@ -101,7 +101,7 @@ def forecast(
 
 @contextlib.contextmanager
 def using(threads: int) -> Iterator[None]:
-    """Compute with this number of threads within."""
+    """Make torch compute with this number of threads inside the with-block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -42,7 +42,7 @@ class Replay(NamedTuple):
 
 
 def threads_of(run: RunFolder) -> Threads | None:
-    """Return the threads of a simulated run, by its last checkpoints; None where these are missing or do not say."""
+    """Return the threads of a simulated run, by its last checkpoints; None if these are missing or do not say."""
     places = (next(iter(sorted(run.nodes.glob("upper-*"))), run.nodes), run.checkpoints.folder)
     found = []
     for checkpoints in map(Checkpoints, places):

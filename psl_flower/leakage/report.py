@@ -30,7 +30,7 @@ class AttackFinding(msgspec.Struct, frozen=True, kw_only=True):
 
     attacker: str  #: A decoder, with what it was followed by, or "mean image".
     knows: str  #: "codes", "logits", "class" or "nothing": the attacker's knowledge of an image.
-    level: str = ""  #: One of `LEVELS`, where it is given codes; else empty.
+    level: str = ""  #: One of `LEVELS`, if it is given codes; else empty.
     looks: int = 1  #: Number of looks at each image that it is given.
     #: Means over the victims; PSNR in dB.
     ssim: Interval

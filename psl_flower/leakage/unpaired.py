@@ -1,9 +1,9 @@
 """The attacker that cannot query the Uppers: it trains substitutes for them, by what their smashed data look like.
 
-It has smashed data with their classes, the Lower, the network's build and auxiliary images with classes, but of no
-image its smashed data. It does not know the run's seed: who does, as the run's own server, can begin with the Uppers'
-true first weights, and may do better. Here new Uppers are trained on the auxiliary images so that the Lower
-classifies what they send, and that a discriminator cannot tell it from what was received. After Gao and Zhang (PCAT,
+It has smashed data with their classes, the Lower, the network's build and auxiliary images with classes, but no image
+together with its smashed data. It lacks the run's seed: an attacker who has it, such as the run's own server, can begin
+with the Uppers' true first weights, and may do better. Here new Uppers are trained on the auxiliary images so that the
+Lower classifies what they send, and a discriminator cannot tell it from what was received. After Gao and Zhang (PCAT,
 USENIX Security 2023) and Zhu et al. (SDAR, NDSS 2025), who train the substitute with the server's own part.
 
 Shape suffixes: B batch, N images, P positions, C channels, h and w of a patch's smashed data, K classes.
@@ -34,7 +34,7 @@ _MOST_NUMBERS = 4096
 
 
 class LabelledSmashed(NamedTuple):
-    """What crossed the cut, with the classes, which the server knows."""
+    """Smashed data that crossed the cut, with their classes, which the server has."""
 
     smashed_NPChw: torch.Tensor  #: float32, of one look.
     classes_NK: torch.Tensor  #: float32, 0 and 1.

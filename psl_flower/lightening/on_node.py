@@ -3,7 +3,7 @@
 The files of one training or judgement are in one folder on the node, <checkpoints>:
 
 - step-00000000.pt, ...: as in any training; step 0 are the weights that were put in place
-- teacher.pt: the teacher's Upper, where there is one
+- teacher.pt: the teacher's Upper, if there is one
 - upper.onnx: the Upper as a file, put in place to be judged, or to predict with
 
 Shape suffixes: B images, K positions of one Upper, N patches (B*K), C channels, h and w of a patch.

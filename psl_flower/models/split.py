@@ -51,9 +51,9 @@ class Upper(nn.Module):
     size : BackboneSize, optional
         Depth and width; torchvision's by default.
     padding : {"zeros", "replicate"}
-        What convolutions find beyond the border of a patch: zeros, or its border repeated.
+        What convolutions read beyond the border of a patch: zeros, or its border repeated.
     context : int
-        Pixels beside a patch, on each side, that come in with it; the map at the cut is the patch's own. A multiple of
+        Pixels around a patch, on each side, that enter with it; the map at the cut is the patch's own. A multiple of
         `psl_flower.models.architectures.reduction`.
 
     Raises

@@ -1,4 +1,4 @@
-"""Cuts the images of a source into patches, a chunk at a time, whatever kind of store they go to.
+"""Cuts the images of a source into patches, a chunk at a time, for any kind of store.
 
 Shape suffixes: N samples of a split, B samples of a chunk, P positions of the grid, H and W pixels of the image, C
 channels, h and w pixels of a patch with the grid's margin.
@@ -33,7 +33,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Name for messages."""
         ...
 
     @property
@@ -63,7 +63,7 @@ class Source(Protocol):
 
 @contextmanager
 def explain_sizes(source: Source) -> Iterator[None]:
-    """Make a grid of the first image's size within; where it is refused and the sizes differ, that is the error.
+    """Wrap the making of a grid for the first image's size: report differing sizes as the cause of a refusal.
 
     Raises
     ------
@@ -142,7 +142,7 @@ class PixelSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean per channel, in 0..1; 0 where there are no pixels."""
+        """Mean per channel, in 0..1; 0 if there are no pixels."""
         return tuple(s / (255 * max(1, self.count)) for s in self.sums)
 
     @property

@@ -37,7 +37,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     margin: int = 0  #: Pixels around each patch that the stores keep (`PatchGrid`).
     assignment: tuple[int, ...]  #: Grid position p -> Upper m.
     class_names: tuple[str, ...]  #: Label k -> name.
-    #: Half-open ranges of global sample indices of "train" and of "test"; several where images were added later.
+    #: Half-open ranges of global sample indices of "train" and of "test"; several if images were added later.
     splits: dict[str, tuple[tuple[int, int], ...]]
     #: Per channel, over all pixels of the training images, pixels scaled to 0..1. A channel that never changes has a
     #: standard deviation of 0: guard the division.

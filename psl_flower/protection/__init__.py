@@ -51,5 +51,5 @@ class Protection:
         return f"code{self.levels}" if self.name == "code" else chosen
 
     def bits(self, num_patches: int) -> int | None:
-        """Return the bits that the codes of an image take on the wire; None where they are no codes."""
+        """Return the bits that the codes of an image take on the wire; None if they are no codes."""
         return num_patches * self.size * (self.levels - 1).bit_length() if self.name == "code" else None

@@ -1,6 +1,6 @@
 """Encodes a patch's feature map as a few numbers, optionally rounded to levels; the Lower decodes them to a map.
 
-The rounding is finite scalar quantisation (Mentzer et al., ICLR 2024): no codebook, so nothing besides the weights is
+The rounding is finite scalar quantisation (Mentzer et al., ICLR 2024): no codebook, so nothing but the weights is
 learnt. Its gradient is passed straight through (Bengio, Leonard, Courville, 2013).
 
 Shape suffixes: N patches, C channels, h and w of a feature map, d numbers of a patch.

@@ -1,4 +1,4 @@
-"""One process at a time works on a run: Flower may start a run that it had queued beside one that was resumed."""
+"""Lets one process at a time work on a run: Flower may start a queued attempt while a resumed one is running."""
 
 from __future__ import annotations
 

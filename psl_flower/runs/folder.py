@@ -4,7 +4,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 
 - config.toml, id: settings of the run; random digits by which nodes tell this run from others
 - manifest.json, account.json: what the stores were, without anything of the images; which images were read and left out
-- status.json: where the run is, rewritten as it goes; see `Status`
+- status.json: the run's progress, rewritten during the run; see `Status`
 - metrics.jsonl: one object per round
 - log.txt: the lines that the user saw
 - tensorboard/: the metrics as event files, and loss and times of every step
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.safetensors"
 LOG_FILE = "log.txt"
 _INSTEAD = "instead"  # a table in config.toml
-# What earlier versions noted in config.toml beside the settings of a training.
+# Settings that earlier versions noted in config.toml in addition to those of a training.
 _NOT_OF_TRAINING = {
     "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
     "lighten-with",
@@ -248,7 +248,7 @@ class RunFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 {level} {printable(line)}\n")
 
     def read_status(self) -> Status | None:
-        """Return the status; None where the run has not written one."""
+        """Return the status; None if the run has not written one."""
         try:
             return msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -374,7 +374,7 @@ def open_run(workspace: Path, name: str) -> RunFolder:
 
 
 def list_runs(workspace: Path) -> list[RunFolder]:
-    """Return all runs of a workspace, oldest first; raises RunError if this user may not look there."""
+    """Return all runs of a workspace, oldest first; raises RunError if this user has no access to it."""
     runs = workspace / "runs"
     with disk_errors(runs, "listed", RunError):
         configs = sorted(runs.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)

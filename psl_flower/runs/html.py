@@ -22,7 +22,7 @@ pre { background: #f6f7f8; padding: .75rem; overflow-x: auto; font-size: .85rem;
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """Return a page of a title, the HTML of its body, and CSS that it has besides the common one."""
+    """Return a page with a title, the HTML of its body, and CSS in addition to the common one."""
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -80,7 +80,7 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
     """Check that a run was on this dataset, in this or another of its generations.
 
     The run's manifest.json holds the fingerprint of the state of the dataset that it was on, and all that goes into
-    it but the dataset's id, which appending, relabelling and rotating leave as it is.
+    it but the dataset's id, which appending, relabelling and rotating do not change.
 
     Raises
     ------

@@ -146,14 +146,14 @@ class Tracking:
     def _give_up(self, why: str) -> None:
         if not self._failed.is_set():
             self._failed.set()
-            # The last line of a run's own log tells how the run has ended.
+            # The last line of a run's own log states how the run ended.
             (logging.getLogger("flwr") if self._ended else log).warning(
                 "tracker: %s misses records, and gets no more: %s", self._name, printable(why)
             )
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the process that speaks with the tracker; a signal to this process's group does not reach it."""
+    """Start the process that sends to the tracker; a signal to this process's group does not reach it."""
     code = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(

@@ -78,16 +78,16 @@ def authorise(
     Parameters
     ----------
     restorers : Sequence[Identity]
-        Who sign now, one or more.
+        Those who sign now, one or more.
     recipients : Sequence[PublicIdentity], optional
-        Who may open the answers; by default those who sign now.
+        Those who may open the answers; by default those who sign now.
     valid_s : int, optional
         Seconds until it expires, at most a week.
 
     Raises
     ------
     RestoreRefused
-        If somebody may not, or signs twice, or nothing is asked for.
+        If a signer is not allowed to restore or signs twice, or if no image is requested.
     """
     manifest, start = signed.manifest, int(time.time())
     request = Authorisation(
@@ -114,7 +114,7 @@ def co_sign(data: bytes, signed: SignedManifest, restorer: Identity) -> bytes:
     Raises
     ------
     RestoreRefused
-        If this restorer may not, or has signed already.
+        If this restorer is not allowed to restore, or has signed already.
     StoreError
         As `check` does, but for signatures that are still missing.
     """

@@ -27,7 +27,7 @@ class FileDraft(Protocol):
 
 
 class Folder(Protocol):
-    """The files of one store. Every method raises StoreUnreachable where the file system refuses."""
+    """The files of one store. Every method raises StoreUnreachable if the file system refuses."""
 
     @property
     def name(self) -> str:
@@ -35,19 +35,19 @@ class Folder(Protocol):
         ...
 
     def list(self) -> list[str]:
-        """Names of all that lies there, in order; none where there is no folder, or a web server does not list it."""
+        """Names of all that lies there, in order; none if there is no folder, or a web server does not list it."""
         ...
 
     def size(self, name: str) -> int:
-        """Size of a file in bytes; StoreNotFound where it is missing."""
+        """Size of a file in bytes; StoreNotFound if it is missing."""
         ...
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return a whole file of at most `limit` bytes; StoreNotFound where it is missing."""
+        """Return a whole file of at most `limit` bytes; StoreNotFound if it is missing."""
         ...
 
     def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
-        """Return `length` bytes from each start; TruncatedFile where the file ends before."""
+        """Return `length` bytes from each start; TruncatedFile if the file ends before."""
         ...
 
     def draft(self, name: str) -> FileDraft:

@@ -54,7 +54,7 @@ VERSION = 1
 DTYPE_UINT8 = 1
 MAX_RECORD_BYTES = 1 << 28
 _FIXED = struct.Struct("<8sHHHH16s16sIIIIQIIII8s32s")
-# Its fields from the dataset to the block, which are those of `SegmentHeader` as they are.
+# Its fields from the dataset to the block, which equal those of `SegmentHeader`.
 _PLAIN_FIELDS = ("dataset", "store", "epoch", "generation", "segment", "upper", "first", "block")
 _MAC_BYTES = 32
 STORE_AT = slice(32, 48)  # where a header has the store's name

@@ -78,7 +78,7 @@ def check_nodes(nodes: Mapping[int, PublicIdentity]) -> None:
 class Ingested:
     """What an ingest did."""
 
-    signed: SignedManifest  #: The new manifest; where no image was new, the one that was there.
+    signed: SignedManifest  #: The new manifest; if no image was new, the one that was there.
     #: Images there before, added now, and kept from a draft.
     before: int
     added: int
@@ -112,7 +112,7 @@ def ingest(
     owner : Identity
         Signs, and can open everything.
     plan : IngestPlan
-        How; where images are appended, all of it is taken from the manifest.
+        How; if images are appended, all of it is taken from the manifest.
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
     append : bool, optional
@@ -128,7 +128,7 @@ def ingest(
     Raises
     ------
     StaleManifest, ForkedManifest, LabelError, AuditError
-        If the folder is not as it was seen; nothing is written then.
+        If the folder differs from what was seen; nothing is written then.
     StoreExists
         If the folder holds a dataset and `append` is not given.
     SourceChanged

@@ -31,7 +31,7 @@ from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
 from psl_flower.system.files import open_to_others, read_file, write_file
 
 TITLE = "psl-flower secret key, version 1: give it to nobody"
-_TITLE_OF_ALL = "psl-flower secret key"  # whatever their version
+_TITLE_OF_ALL = "psl-flower secret key"  # of any version
 _PUBLIC = "psl1-"
 _FIELDS = ("role", "name", "public", "protection", "secret")
 _ARGON2 = re.compile(r"argon2id memory-kib=(\d{1,8}) passes=(\d{1,3}) lanes=(\d{1,3}) salt=([A-Za-z0-9+/=]{24})")
@@ -45,7 +45,7 @@ _PASSPHRASE_LIMIT = 4096
 def refuse_existing(path: Path) -> None:
     """Raise StoreExists if there is a key file at a place, or a public key beside it."""
     for target in (path, public_file(path)):
-        # Unlike Path.exists, no error where the folder cannot be read: writing reports the fault.
+        # Unlike Path.exists, no error if the folder cannot be read: writing reports the fault.
         if os.path.exists(target):
             raise StoreExists(f"{target} exists already; a key is never overwritten")
 
@@ -136,7 +136,7 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
 
 
 def passphrase_in(file: Path, name: str) -> str:
-    """Return the passphrase in a file, its first line in UTF-8, without a byte order mark and whatever ends the line.
+    """Return the passphrase in a file, its first line in UTF-8, without byte order mark and line end.
 
     `name` is what it opens, for errors.
 
@@ -190,7 +190,7 @@ def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
 
 
 def _plain_lines(text: bytes) -> bytes:
-    """Return a key file as it was written, where an editor or a transfer has changed its line ends or marked it."""
+    """Undo an editor's or a transfer's changes to a key file: byte order mark, CRLF, missing last line end."""
     text = text.removeprefix(codecs.BOM_UTF8)
     if text.count(b"\r") == text.count(b"\r\n") == text.count(b"\n"):
         text = text.replace(b"\r\n", b"\n")

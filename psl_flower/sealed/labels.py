@@ -44,7 +44,7 @@ class ReaderKey(Part, frozen=True, kw_only=True):
 
 
 class Body(Part, frozen=True, kw_only=True):
-    """What a version says: labels (u32 each) of images from `first` on, and changes (image, new label)."""
+    """Content of a version: labels (u32 each) of images from `first` on, and changes (image, new label)."""
 
     why: str = ""
     first: int = 0
@@ -191,8 +191,8 @@ class LabelBook:
         Raises
         ------
         LabelError
-            If the author may not, an image or label is out of range, an ingest is unfinished, versions that were seen
-            are missing, or the manifest is no longer the folder's newest.
+            If the author is not allowed to, an image or label is out of range, an ingest is unfinished, versions that
+            were seen are missing, or the manifest is no longer the folder's newest.
         RevokedRestorer
             If the author is a restorer who was dropped.
         StoreNotFound

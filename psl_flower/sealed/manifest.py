@@ -68,7 +68,7 @@ class ManifestGrid(Part, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def patch_grid(self) -> PatchGrid:
-        """The grid as the rest of the program knows it."""
+        """The grid as the rest of the program sees it."""
         return PatchGrid(
             image_size=self.image, patch_size=self.patch, stride=self.stride, fit=self.fit, margin=self.margin
         )
@@ -136,9 +136,9 @@ class Remains(Part, frozen=True, kw_only=True):
 class Manifest(Part, frozen=True, kw_only=True, dict=True):
     """See the module.
 
-    `lower` is the public key that labels are sealed to; empty where they are not sealed. `labels_version` and
-    `labels_digest` name the label version that this generation was made with (-1 and empty where there is
-    none): later ones may follow it, an earlier one may not be the last.
+    `lower` is the public key that labels are sealed to; empty if they are not sealed. `labels_version` and
+    `labels_digest` name the label version that this generation was made with (-1 and empty if there is
+    none): later ones may follow it, but an earlier one must not be the last.
     """
 
     format: Literal[1] = 1
@@ -171,7 +171,7 @@ class Manifest(Part, frozen=True, kw_only=True, dict=True):
 
     @functools.cached_property
     def description(self) -> StoreSetDescription:
-        """What the rest of the program knows of the stores.
+        """The stores as the rest of the program sees them.
 
         A run on them has its own words for `dataset` and `source`, and may use other labels than `labels_version`.
         """

@@ -17,7 +17,7 @@ from psl_flower.text import counted
 
 
 def match(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK) -> list[tuple[Folder, StoreEntry]]:
-    """Return each folder with its entry; folders that do not tell take those left over, in order.
+    """Return each folder with its entry; folders that do not name theirs take the remaining ones, in order.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from psl_flower.sealed.seen import SeenBook, opened
 
 @dataclass(frozen=True, slots=True)
 class NewestDataset:
-    """A folder's manifest, whether its owner was known before, and the labels, where a reader was named."""
+    """A folder's manifest, whether its owner was known before, and the labels, if a reader was named."""
 
     signed: SignedManifest
     known: bool
@@ -45,7 +45,7 @@ def read_newest_dataset(
     WrongOwner, StaleManifest, ForkedManifest
         If the manifest is not the owner's newest that was seen.
     LabelError, RevokedRestorer, UnknownRestorer
-        If labels that were seen are missing or replaced, or the reader may not read them.
+        If labels that were seen are missing or replaced, or the reader is not allowed to read them.
     AuditError
         If the audit log is not one, or is not that which was seen.
     """

@@ -1,7 +1,7 @@
-"""The order in which an owner's images are numbered: secret, as numbers are not.
+"""The secret order in which an owner's images are numbered; the numbers themselves are not secret.
 
 Datasets often come sorted by class, and nodes, relays and the audit log see image numbers, which also decide which
-records share a block: in the order of the source they would tell labels. So the images of a generation are numbered,
+records share a block: in the order of the source they would reveal labels. So the images of a generation are numbered,
 within each split, in an order that is derived from the root key: the owner has it, and k restorers together, who may
 see all images. A continued ingest finds the same order; appended images get another one.
 

@@ -1,4 +1,4 @@
-"""Restoration: k restorers put images together, after the audit log says so.
+"""Restoration: k restorers reassemble images, once the audit log records it.
 
 Shape suffixes: B images, C channels, H and W pixels.
 """
@@ -63,7 +63,7 @@ def restore(
     Raises
     ------
     RestoreRefused
-        If those present may not restore; see the subclasses.
+        If those present are not allowed to restore; see the subclasses.
     AuditError
         If the log cannot be trusted.
     StoreError

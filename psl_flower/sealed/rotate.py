@@ -50,7 +50,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What changes with a rotation, besides all keys."""
+    """Changes made by a rotation, in addition to new keys."""
 
     drop_restorers: tuple[str, ...] = ()
     add_restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)  #: New restorers by name.
@@ -79,7 +79,7 @@ def rotate(
     Raises
     ------
     StaleManifest, ForkedManifest, LabelError, AuditError
-        If the folder is not as it was seen; nothing is written then.
+        If the folder differs from what was seen; nothing is written then.
     ConfigError, UnknownRestorer
         If the changes do not fit.
     SourceChanged

@@ -114,7 +114,7 @@ class Memory:
     def check_audit(self, dataset: bytes, name: str, digests: Sequence[bytes]) -> None:
         """Check the digests of an audit log's entries, oldest first, and remember the last.
 
-        A log is known by its first entry wherever it lies; by its name, even if nothing of it is left.
+        A log is identified by its first entry, in any folder; and by its name, even if all of it is gone.
 
         Raises
         ------
@@ -225,7 +225,7 @@ class SeenBook:
 
 @contextmanager
 def opened(seen: SeenBook | None) -> Iterator[Memory]:
-    """Hold a memory as `SeenBook.open` does; without a book, one that knows nothing and is forgotten."""
+    """Hold a memory as `SeenBook.open` does; without a book, an empty memory that is discarded."""
     if seen is None:
         yield Memory({}, Path())
     else:
@@ -243,7 +243,7 @@ def _load(file: Path) -> dict[str, _Seen]:
 
 
 def _newest(known: _Seen, other: _Seen) -> _Seen:
-    """Return the newest state of a dataset in two memories; where these name two owners, the first holds."""
+    """Return the newest state of a dataset in two memories; if these name two owners, the first holds."""
     if known.owner != other.owner:
         return known
     manifest = max(known, other, key=lambda seen: seen.generation)

@@ -95,12 +95,12 @@ def revoked(dropped: Dropped) -> RevokedRestorer:
 
 
 def open_root_as_restorers(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:
-    """Put the root together from the shares of these restorers.
+    """Combine the shares of these restorers into the root.
 
     Raises
     ------
     UnknownRestorer, RevokedRestorer
-        If one may not restore (any more).
+        If one of them is not, or no longer, allowed to restore.
     TooFewShares
         If they are fewer than the threshold.
     WrongShare

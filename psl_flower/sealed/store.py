@@ -162,7 +162,7 @@ class _OpenSegment:
 
 
 def _entry_for(folder: Folder, signed: SignedManifest, node: PublicIdentity) -> StoreEntry:
-    """Return the entry of the store in a folder; where one node holds several, the first header tells which.
+    """Return the entry of the store in a folder; if one node holds several, the first header tells which.
 
     Raises
     ------

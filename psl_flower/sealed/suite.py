@@ -95,7 +95,7 @@ def wrap(key: Secret, plaintext: bytes, aad: bytes) -> bytes:
 
 
 def unwrap(key: Secret, box: bytes, aad: bytes) -> bytes | None:
-    """Open what `wrap` made; None where key, box or associated data are not the right ones."""
+    """Open what `wrap` made; None if key, box or associated data are not the right ones."""
     if len(box) < NONCE_BYTES + TAG_BYTES:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The files of a store behind a URL: SSH, buckets, web servers, and whatever else fsspec knows.
+"""The files of a store behind a URL: SSH, buckets, web servers, and everything else that fsspec supports.
 
 Credentials come from where the protocol's users keep them (~/.ssh, AWS_* variables, ...). Messages show a place by
 `shown` and an error by its kind: the far side's own words may repeat a password.
@@ -56,7 +56,7 @@ class UrlFolder:
     Raises
     ------
     StoreUnreachable
-        If fsspec knows no such protocol, lacks a package for it, or cannot connect.
+        If fsspec does not support the protocol, lacks a package for it, or cannot connect.
     """
 
     def __init__(self, url: str) -> None:
@@ -190,7 +190,7 @@ class UrlFolder:
         except StoreError:
             raise
         except FileNotFoundError as error:
-            # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
+            # fsspec's HTTP raises this too if the server itself cannot be reached; the cause tells them apart.
             cause = error.__cause__
             if cause is not None and (isinstance(cause, RedirectedElsewhere) or _lost(cause)):
                 raise _unreachable(where, cause) from None
@@ -263,7 +263,7 @@ def _shut(file: Any) -> None:
 
 
 def shown(url: str) -> str:
-    """Return a place as it may be shown: a URL without user, password or query; a path as it is."""
+    """Return a place in a form fit for messages: a URL without user, password or query; a path unchanged."""
     if "://" not in url:
         return url
     # Also of URLs within a chain such as simplecache::ssh://...
@@ -274,7 +274,7 @@ def shown(url: str) -> str:
 
 
 def _unreachable(what: str, error: BaseException) -> StoreUnreachable:
-    """Return our error for one of a library's, which tells whether the far side may come back."""
+    """Return our error for a library's; its class shows whether the far side may come back."""
     return (PatchServerLost if _lost(error) else StoreUnreachable)(f"{what}: {_reason(error)}")
 
 

@@ -146,18 +146,18 @@ class TopEngine(HeadEngine):
     sent : mapping
         What each party sends, by its name.
     loss : callable or None
-        Called with what the model returns and the batch's targets; returns a scalar. None where a party has the labels.
+        Called with what the model returns and the batch's targets; returns a scalar. None if a party has the labels.
     make_optimizer : callable or Optimizer
         As in `PartySide`.
     device : torch.device
         Where it computes.
     returned : Sent or None
-        What the model returns for one sample, where a party has the labels.
+        What the model returns for one sample, if a party has the labels.
     missing : mapping, optional
         By party, which samples it lacks, (N,) of all; read at every step. A model whose `forward` has a parameter
         `present` is called with a mask (B, parties), false for what a party lacks of the batch.
     num_holders : int, optional
-        Those that send something up, where a party may have several.
+        Those that send something up, if a party may have several.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ REFUSED = (
 
 @contextlib.contextmanager
 def lone_sample(net: nn.Module) -> Iterator[None]:
-    """Let BatchNorm take one value per channel within, which torch refuses in training.
+    """Let BatchNorm take one value per channel inside the with-block, which torch refuses in training.
 
     Such a layer normalises by its running statistics, as in evaluation, and does not move them; its weight and bias
     learn. A layer that gets several values of the one sample, such as the pixels of a map, works as it always does.

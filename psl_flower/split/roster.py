@@ -51,7 +51,7 @@ class Roster:
     """
 
     names: tuple[str, ...]  #: Names by number.
-    labels: str = ""  #: The party that has the labels; empty where the server has them.
+    labels: str = ""  #: The party that has the labels; empty if the server has them.
 
     @property
     def senders(self) -> tuple[str, ...]:

@@ -27,24 +27,24 @@ class Samples:
     Attributes
     ----------
     targets : torch.Tensor or None
-        None where a party has the labels.
+        None if a party has the labels.
     holder : str
-        That party; empty where the server has them.
+        That party; empty if the server has them.
     num : int or None
-        Samples; None where the server has neither labels nor ids nor masks, and the parties alone know.
+        Number of samples; None if the server has neither labels nor ids nor masks, and only the parties do.
     order : Rows
         The order of the samples that all parties share.
     train, valid : ndarray
         Samples, int64, numbered in that order.
     digests : Digests or None
-        Of the samples' private ids, where `ids` are pseudonyms.
+        Digests of the samples' private ids, if `ids` are pseudonyms.
     missing : dict
         By party, a mask (N,) of the samples that it lacks; of parties that lack some, once they have said so. A party
         of several holders lacks what none of them has.
     rows : dict
         By holder, the row (N,) that it has of each sample, -1 for none; of those that name theirs, or share a party.
     alignment : str
-        A fingerprint of who has which samples, where some name theirs.
+        A fingerprint of who has which samples, if some name theirs.
 
     Raises
     ------

@@ -132,7 +132,7 @@ class Session:
         return done or self._told.ending
 
     def note(self, report: RoundReport, bytes_up: Mapping[int, int], bytes_down: Mapping[int, int]) -> None:
-        """Record a round that is over and tell the callbacks.
+        """Record a finished round and call the callbacks.
 
         Raises
         ------
@@ -178,7 +178,7 @@ class Session:
 
 @contextlib.contextmanager
 def using_threads_of(training: Training) -> Iterator[None]:
-    """Let torch compute with the training's number of threads within."""
+    """Make torch compute with the training's number of threads inside the with-block."""
     before = torch.get_num_threads()
     if training.threads:
         torch.set_num_threads(training.threads)

@@ -51,9 +51,9 @@ class PartySide:
         A key that all parties share and the server does not have, 16 random bytes or more. Rows are then matched by
         digests of the ids, texts in any order; samples that the party lacks are missing, records of no sample unused.
     samples : sequence of int, optional
-        Which of the training's samples each row is, where the party has only some of them, and no ids.
+        Which of the training's samples each row is, if the party has only some of them, and no ids.
     present : mask, optional
-        One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
+        One bool per row: false if the party has nothing of the sample. Such a row is not read and passes through no
         net: zeros go up in its place, or the training leaves the sample out (`Training`, `missing`).
     averaged : bool
         Whether its weights may go to the server, to be averaged with those of the party's other holders (`Training`,
@@ -88,7 +88,7 @@ class Rows:
     fingerprint : str
         Of the ids or numbers, empty without.
     named : dict
-        What `Claim` says of each row, where the party names its samples.
+        What `Claim` says of each row, if the party names its samples.
 
     Raises
     ------
@@ -206,7 +206,7 @@ class Reader:
             )
 
     def present(self, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Return a mask (B,) of the samples that the party has; None where it has all of these."""
+        """Return a mask (B,) of the samples that the party has; None if it has all of these."""
         if self._present is None:
             return None
         present_B: NDArray[np.bool_] = self._present[self.order.rows(samples_B)]

@@ -90,9 +90,9 @@ class Training:
     evaluate_batch_size : int
         Samples in a batch there.
     checkpoint_every : int
-        Steps between checkpoints besides that at the end of each round; 0 for none.
+        Steps between checkpoints within a round; 0: only at the end of each round.
     device : str
-        Where `top` computes: "cpu", "cuda" or "auto".
+        Device of `top`: "cpu", "cuda" or "auto".
     threads : int
         Processor threads of every party; 0 leaves that to each process. Other threads may mean other last bits.
 

@@ -21,7 +21,7 @@ REASON_FILE = "grid.txt"
 
 
 def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> PatchGrid:
-    """Return the grid on a source's images; where it is chosen from them, why is written to the set's folder.
+    """Return the grid on a source's images; if it is chosen from them, why is written to the set's folder.
 
     The set's folder is made if missing.
 

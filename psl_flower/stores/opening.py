@@ -1,4 +1,4 @@
-"""Opens whatever kind of patch store a place holds."""
+"""Opens a patch store of any kind."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class PlannedStores:
     description: StoreSetDescription
     folder: Path  #: Folder of the stores, existing or to be made.
     exist: bool  #: Whether the folder exists.
-    grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it is given.
-    #: One line for people on the images' sizes that were read; empty where image-size brings all to one.
+    grid_reason: str = ""  #: One line for people on why the grid was chosen; empty if it is given.
+    #: One line for people on the images' sizes that were read; empty if image-size brings all to one.
     sizes_note: str = ""
     account: Account | None = None  #: Account of reading the dataset; None for stores that an owner has filled.
 

@@ -91,7 +91,7 @@ class StoreRequest(SourceOptions):
         return open_dataset(self.dataset, self.source_options())
 
     def sized(self, source: ImageSource) -> AccountedSource:
-        """Return the source with every image brought to the image size, where one is stated."""
+        """Return the source with every image brought to the image size, if one is stated."""
         return source if self.image_size == (0, 0) else Resized(source, self.image_size)
 
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
@@ -178,10 +178,10 @@ class StoreSet:
     description: StoreSetDescription
     labels: NDArray[np.int64]  #: (N,) index into the class names, of all samples in global order.
     created: bool  #: False if the set was there already.
-    keys: Path | None = None  #: This machine's private keys, where the stores are sealed.
+    keys: Path | None = None  #: This machine's private keys, if the stores are sealed.
     owner: str = ""  #: Public key of who signed sealed stores.
     note: str = ""  #: One line for people on corrected labels; may be empty.
-    grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it was not chosen here.
+    grid_reason: str = ""  #: One line for people on why the grid was chosen; empty if it was not chosen here.
     epoch: int = 0  #: Generation of the keys of sealed stores; 0 if they are plain.
     #: Account of reading the dataset when they were made; None if that is not known here.
     account: Account | None = None
@@ -218,7 +218,7 @@ class StoreSet:
 
     @property
     def account_lines(self) -> tuple[str, ...]:
-        """Lines for people on what was read, where the stores were made just now; else none."""
+        """Lines for people on what was read, if the stores were made just now; else none."""
         return tuple(self.account.lines()) if self.created and self.account is not None else ()
 
     @property

@@ -34,7 +34,7 @@ _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
 class Disk:
-    """Operations on local files; every method raises OSError where the system refuses."""
+    """Operations on local files; every method raises OSError if the system refuses."""
 
     def make_folder(self, path: Path) -> None:
         """Create a folder and its parents; the folders it stands in are synchronised."""
@@ -44,7 +44,7 @@ class Disk:
             self.sync_folder(folder.parent)
 
     def create(self, path: Path, mode: int) -> int:
-        """Create an empty file, where there is nothing of that name, and return its descriptor."""
+        """Create an empty file, if there is nothing of that name, and return its descriptor."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
     def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
@@ -194,7 +194,7 @@ class NewFile:
     path : Path
         The file.
     error : type[PslError]
-        Raised where the system refuses; the older file is then as it was.
+        Raised if the system refuses; the older file is then as it was.
     mode : int, optional
         Permissions, less those that the umask takes away; by default as readable as its folder.
     parents : bool

@@ -80,7 +80,7 @@ class NewFolder:
             self._path = temporary_name(self._target)  # that one was taken for a leftover before it was locked
 
     def commit(self) -> None:
-        """Make the folder durable and give it its name; where that is refused, it is dropped."""
+        """Make the folder durable and give it its name; if that is refused, it is dropped."""
         try:
             with disk_errors(self._target, "written"):
                 if not self._private:
@@ -113,7 +113,7 @@ class NewFolder:
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files of killed processes in a folder and those below it, not those still being written.
 
-    Files that this user may not see or remove stay.
+    Files that this user is not allowed to see or remove stay.
     """
     for place, folders, names in os.walk(folder):
         hidden = [Path(place) / name for name in names if TEMPORARY.fullmatch(name)]
@@ -136,7 +136,7 @@ def _refuse_foreign(target: Path) -> None:
 
 
 def make_folder(path: Path, error: type[PslError] = StoreUnreachable, *, disk: Disk = DISK) -> None:
-    """Make a folder and its parents, durably, where they are missing; raises `error` where the system refuses."""
+    """Make a folder and its parents, durably, where they are missing; raises `error` if the system refuses."""
     with disk_errors(path, "made", error):
         disk.make_folder(path)
 

@@ -16,7 +16,7 @@ _alone = threading.RLock()
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch's generator within the block, and restore its state afterwards.
 
-    Only one thread of a process is within at a time. The seed is 0..2**63 - 1; `device` draws beside the CPU.
+    Only one thread of a process is in the block at a time. The seed is 0..2**63 - 1; a GPU as `device` is seeded, too.
     """
     cuda = device is not None and device.type == "cuda"
     with _alone, torch.random.fork_rng(devices=[device] if cuda else []):

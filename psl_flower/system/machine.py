@@ -68,7 +68,7 @@ def usable_cores() -> int:
 
 
 def processor() -> str:
-    """Return the processor's name; empty where the system does not tell."""
+    """Return the processor's name; empty if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -45,7 +45,7 @@ class Codec(Protocol):
     """The interface of every codec.
 
     The two promises are about values that this codec has decoded, as float32, and that it encodes again. Exactness
-    depends on them: where one is not kept, such values cross the wire, or are stored, in float32 instead.
+    depends on them: if one is not kept, such values cross the wire, or are stored, in float32 instead.
     """
 
     #: Whether they decode to the same values after they were joined with those of other tensors, and with zeros, along

@@ -266,7 +266,7 @@ class Connection:
             raise PeerLost(f"{self.peer}: its machine acknowledges nothing for {_UNACKNOWLEDGED_S:g} s, while {doing}")
 
     def _retransmits(self) -> int:
-        """Return the retransmissions of the oldest unacknowledged data; 0 where the system does not report them."""
+        """Return the retransmissions of the oldest unacknowledged data; 0 if the system does not report them."""
         if not hasattr(socket, "TCP_INFO"):
             return 0
         # struct tcp_info of linux/tcp.h: tcpi_retransmits is its third byte.

@@ -73,9 +73,9 @@ def network_of(host: str) -> bytes:
 
 @dataclass(slots=True)
 class RefusalLog:
-    """Counts refusals by error class and logs each with its reason, as long as they are few.
+    """Counts refusals by error class and logs each with its reason, up to a limit.
 
-    Strangers must not fill the disk, nor hide others' refusals behind theirs: within a minute at most 5 of the same
+    Strangers must not fill the disk, nor hide others' refusals behind theirs: in a minute at most 5 refusals of one
     host and class get a line each, and 60 in all. The rest is counted in one line when the minute is over.
     """
 
@@ -276,7 +276,7 @@ class Gate:
             guest.connection.close()
 
     def _make_room(self, *, known: bool, places: int) -> None:
-        """Drop guests, known ones or strangers, until no more of them are left than there are places."""
+        """Drop guests of one kind, known or strangers, until they fit into the places."""
         while len(crowd := [guest for guest in self._guests if guest.known == known]) > places:
             self._crowd_out(crowd)
 

@@ -3,7 +3,7 @@
 Down (Lower to Upper): `Welcome`, `Step`, `Share` and `Average` (where Uppers are averaged), `Abort`, `Finish`. Up
 (Upper to Lower): `Hello`, `Smashed`, `Shared`, `Saved`, `Failed`. Parties that are asked in the middle of a step have
 separate messages, and `Keep` (`psl_flower.wire.mid_step`): the Adaptation Net on a separate node, which goes by the
-number `ADAPTATION`, and the party that has the labels, where the server has none. Messages travel as MessagePack maps
+number `ADAPTATION`, and the party that has the labels, if the server has none. Messages travel as MessagePack maps
 with a ``type`` key; a field that is missing, unknown, mistyped or out of range is refused. `Failed` and `Abort` may
 come at any moment of their direction; every other message only when it is expected. Transports and parties learn from
 the message itself what it carries and changes (`psl_flower.wire.message_base`).

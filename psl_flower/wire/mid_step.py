@@ -34,7 +34,7 @@ class Adapt(OfStep, frozen=True, tag="adapt", omit_defaults=True):
     absent: Positions = ()  #: Positions that are left out.
     others: Packed = b""  #: Classes of the samples mixed in, if samples are mixed in pairs; else empty.
     weight: Weight = 1.0  #: Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
-    #: Weight of every class in the loss, finite, at least 0; empty where all weigh the same.
+    #: Weight of every class in the loss, finite, at least 0; empty if all weigh the same.
     class_weights: ClassWeights = ()
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_samples: int
     dataset: str  #: Fingerprint of the set of stores.
     epoch: int = 0  #: Generation of the store's keys; 0 if it is not sealed.
-    missing: bytes = b""  #: Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
+    missing: bytes = b""  #: Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty if it has all.
     #: Numbers of its samples by row, ascending, if it names them (`psl_flower.wire.plan.pack_samples`).
     samples: bytes = b""
     #: Private ids of its samples, 16 bytes a row, if it names them so (`psl_flower.split.private_ids`).
@@ -66,7 +66,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a node is to do in a run, the same for the whole run."""
+    """A node's task in a run, the same for the whole run."""
 
     run: RunIdentity  #: Name of the run.
     parties: tuple[int, ...]  #: Uppers that this node hosts, or `ADAPTATION` alone.
@@ -84,10 +84,10 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: Threads = 0  #: Threads to compute with; 0 leaves it to the node.
     epoch: int = 0  #: Key generation that the nodes' stores must be sealed with; 0 takes any.
     names: tuple[PartyName, ...] = ()  #: The parties' names, by number; none in a run over image patches.
-    labels: Holder = ""  #: The party that has the labels, where the server has none; it then has the last number.
+    labels: Holder = ""  #: The party that has the labels, if the server has none; it then has the last number.
     #: Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     part: Part = ""
-    #: The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
+    #: The step of the checkpoint that each party keeps in addition to the newest ones, if any: the best so far.
     kept: dict[int, int] = {}
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ def check_positions(
     absent : collection of int
         Uppers that nobody need host.
     names : sequence of str
-        The parties' names, where they hold other things than grid positions: party m then holds position m.
+        The parties' names, if they hold other things than grid positions: party m then holds position m.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def check_positions(
     AlignmentError
         If a store of patches names its samples, as only parties with names may.
     PositionMissing
-        Naming the positions that no node holds, where none may be missing.
+        Naming the positions that no node holds, if none may be missing.
     """
     holder: dict[int, str] = {}
     host: dict[int, str] = {}
@@ -210,7 +210,7 @@ def check_positions(
                         f"{node} holds position {p} for Upper {claim.upper}; it is assigned to Upper {assignment[p]}"
                     )
                 holder[p] = node
-            # Whatever is known by Upper, such as its streams, belongs to one node.
+            # Everything recorded by Upper, such as its streams, belongs to one node.
             if (first := host.get(claim.upper)) is not None:
                 raise PositionError(f"{node} holds a store of Upper {claim.upper}, and so does {first}")
             host[claim.upper] = node

@@ -20,13 +20,13 @@ from psl_flower.wire.plan import Count, Packed, check_packed
 
 Tensors = Mapping[str, torch.Tensor]
 
-# Name of the ConfigRecord in a message's content, and of its entry besides the parts.
+# Name of the ConfigRecord in a message's content, and of its entries other than the parts.
 CONFIG_RECORD = "psl"
 _RECORD, _FAILURE = "record", "failure"
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what the Lower asks a node. `kind` is the type of its Flower message: a category and an action."""
+    """Base of the Lower's questions to a node. `kind` is the type of its Flower message: a category and an action."""
 
     kind: ClassVar[str]
 

@@ -163,7 +163,7 @@ def connect(
     PeerLost
         Nothing answers, or the time is over.
     ProtocolError, WireError
-        What answers does not speak this protocol.
+        The peer does not use this protocol.
     """
     own = own or NodeTls()
     tls.check_plaintext(host, encrypted=cafile_pem is not None, allow_plaintext=own.allow_plaintext)

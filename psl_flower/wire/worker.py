@@ -20,7 +20,7 @@ Outcome = Frame | BaseException | None
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One exchange with one Upper: send `down`, then receive what `expect` says; either may be None."""
+    """One exchange with one Upper: send `down`, then receive a frame as `expect` requires; either may be None."""
 
     down: Frame | None
     expect: Expectation | None
@@ -60,7 +60,7 @@ class Worker(threading.Thread):
         connection.watch(self._wake_fd)
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its outcome comes through ``job.results``, whatever happens."""
+        """Queue a job; its outcome always arrives in ``job.results``."""
         with self._lock:
             if not self._ended:
                 self._jobs.put(job)
@@ -105,7 +105,7 @@ class Worker(threading.Thread):
         except Exception as failure:  # also a defect of ours: the caller must learn of it, or it would wait in vain
             outcome = error = failure
         if error is not None:
-            self._leave()  # first, so that who learns of the failure does not find this worker connected
+            self._leave()  # first, so that the failure's receiver does not find this worker connected
         self._count(self.upper, self._connection.bytes_received - received, self._connection.bytes_sent - sent)
         job.results.put((self.upper, outcome))
         return error
@@ -115,8 +115,8 @@ class Worker(threading.Thread):
             try:
                 self._connection.send(job.down, job.deadline)
             except PeerLost:
-                # An Upper that fails between two steps says why and closes: sending breaks, its word can be
-                # read.
+                # An Upper that fails between two steps sends the reason and closes: sending fails, but the
+                # reason can be read.
                 word = self._connection.last_words(Expectation((Smashed, Saved)))
                 if word is not None:
                     raise_ending(word, self.name_of_peer)

@@ -27,7 +27,7 @@ class OperatedRun:
     name : str
         Of the run.
     settings : tuple of str
-        KEY=VALUE of the run, besides those of the federation.
+        KEY=VALUE of the run, in addition to those of the federation.
     port : int
         Of its endpoint for streams.
 
@@ -84,7 +84,7 @@ class OperatedRun:
 
     @property
     def begun(self) -> bool:
-        """Whether the present attempt has a ServerApp that has said something."""
+        """Whether the present attempt has a ServerApp that has written a status."""
         return self._status() is not None
 
     def tend(self, others: int = 0) -> None:
@@ -93,12 +93,12 @@ class OperatedRun:
         Parameters
         ----------
         others : int
-            How many ServerApps are known to be of other runs.
+            Number of ServerApps known to belong to other runs.
 
         Raises
         ------
         RunError
-            If it says nothing though everything that it needs is running.
+            If it writes no status though everything that it needs is running.
         """
         status = self._status()
         if self._federation.away(self._federation.server):
@@ -121,7 +121,7 @@ class OperatedRun:
             self._process = self._submit(f"run-name={self._name}", *self._settings)
 
     def close(self) -> None:
-        """End the `flwr run` that follows it, where it has not ended."""
+        """End the `flwr run` that follows it, if it has not ended."""
         self._process.kill()
         self._process.wait()
 

@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def spread(self) -> float:
-        """Width of the interval; 0 where the seeds agree by chance, which shows nothing."""
+        """Width of the interval; 0 if the seeds agree by chance, which shows nothing."""
         return self.high - self.low
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ def differences(report: Report, reference: str) -> list[Difference]:
 
 
 def conclusion(report: Report) -> str:
-    """Return in words which methods are shown to differ from the upper line; empty where nothing can be compared.
+    """Return in words which methods are shown to differ from the upper line; empty if nothing can be compared.
 
     Every method is judged; none is picked by its accuracy.
     """

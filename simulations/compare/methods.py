@@ -76,7 +76,7 @@ def _checked_variant(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(fields.Settings):
-    """What is compared, and how. Patch-split learning is trained as it is, and with each of the variants."""
+    """The methods to compare, and how. Patch-split learning is trained unchanged, and with each of the variants."""
 
     methods: tuple[str, ...] = several(("whole", "patch-split", "fedavg"), f"of {','.join(CHOICES)}", one_of(CHOICES))
     grids: tuple[Grid, ...] = several(

@@ -30,7 +30,7 @@ _TARGETS = {
 
 
 def notes(report: Report) -> str:
-    """Explain the tables, and where the comparison is not even."""
+    """Explain the tables, and where the comparison is uneven."""
     settings = report.settings
     kinds = {summary.method.kind for summary in report.summaries}
     parts = [

@@ -69,7 +69,7 @@ def accuracy_by_time(report: Report) -> Figure:
 
 
 def accuracy_by_bytes(report: Report) -> Figure | None:
-    """Return accuracy over bytes to and from all nodes; None where no method sent any."""
+    """Return accuracy over bytes to and from all nodes; None if no method sent any."""
     if not any(trial.up for trial in report.measurements):
         return None
     figure, axes = new_axes("sent in all, up and down, MB (logarithmic)", _measured(report))
@@ -101,7 +101,7 @@ def adaptation(report: Report) -> list[tuple[str, Figure]]:
 
 
 def absent(report: Report) -> Figure | None:
-    """Return accuracy over absent Uppers; None where it was not measured."""
+    """Return accuracy over absent Uppers; None if it was not measured."""
     if not any(trial.absent for trial in report.measurements):
         return None
     style = styles([summary.method for summary in report.summaries])

@@ -76,12 +76,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     confusion: tuple[tuple[int, ...], ...]  #: Images by class (row) and answer (column), at the end.
     #: Seconds from command to end, start of all processes included; of the last attempt if it was interrupted.
     wall_s: float
-    #: Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
+    #: Bytes from and to every node, by its number; empty if nothing was sent, or nothing was counted.
     up: dict[str, int] = {}
     down: dict[str, int] = {}
     #: Highest resident memory of a process, by role: "node", "server" or "one process"; memory of a GPU: "GPU".
     peak_bytes: dict[str, int] = {}
-    absent: tuple[Absence, ...] = ()  #: Accuracy without 0, 1, 2, ... Uppers, where it was measured.
+    absent: tuple[Absence, ...] = ()  #: Accuracy without 0, 1, 2, ... Uppers, if it was measured.
     #: Time, machine and versions of the training; empty if an older program did not record them.
     date: str = ""
     machine: dict[str, str | int | float] = {}
@@ -98,7 +98,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a method costs whatever the machine: floating point operations of forward and backward pass, and weights."""
+    """Machine-independent cost of a method: floating point operations of forward and backward pass, and weights."""
 
     #: Operations for one training image on the busiest node, and on the server; one process counts as a node.
     node_flops: float
@@ -120,7 +120,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds of a trial.
     train_s: Spread
     wall_s: Spread
-    #: "node": most bytes from or to one node; "all": from or to all of them; empty where nothing was counted.
+    #: "node": most bytes from or to one node; "all": from or to all of them; empty if nothing was counted.
     up: dict[str, int]
     down: dict[str, int]
     peak_bytes: dict[str, int]  #: Highest memory of all trials, by role.

@@ -269,7 +269,7 @@ class _Clock:
         self._took[method] = wall_s
 
     def left(self, share: float) -> float | None:
-        """Return the seconds left, where a share 0..1 of this trial is done; None while nothing is known."""
+        """Return the seconds left, if a share 0..1 of this trial is done; None while nothing is known."""
         spent = time.monotonic() - self._began
         known = self._took.get(self._method, spent / share if share > 0 else None)
         if known is None:
@@ -281,7 +281,7 @@ class _Clock:
 def trial_name(
     method: Method, seed: int, engine: str, config: RunConfig, *, absent: bool = False, judge: str = "test"
 ) -> str:
-    """Return a trial's name: readable, and another one wherever anything that decides its result is another.
+    """Return a trial's name: readable, and different if anything that decides its result differs.
 
     Cores and GPUs are among that: other numbers of threads add in other orders.
     """

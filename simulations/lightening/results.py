@@ -1,4 +1,4 @@
-"""The report: every model beside the reference, and whether the goals are met."""
+"""The report: every model compared with the reference, and whether the goals are met."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: Spread
     latency_ms: Spread
     times_as_fast: Spread  #: Images/s over those of the reference in the same turn.
-    train_s: float  #: Seconds that training and judging took within the lightening; 0 where not known.
+    train_s: float  #: Seconds that training and judging took within the lightening; 0 if not known.
 
     @property
     def accuracy(self) -> float:

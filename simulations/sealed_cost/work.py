@@ -152,7 +152,7 @@ def restore(job: RestoreJob) -> Restoring:
 
 
 def one_core() -> None:
-    """Keep this process, and threads to come, on one core; where that is not possible, at least its libraries'."""
+    """Keep this process, and threads to come, on one core; if that is not possible, at least its libraries'."""
     os.environ["OMP_NUM_THREADS"] = "1"
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

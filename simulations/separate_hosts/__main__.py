@@ -43,7 +43,7 @@ DECIDED = {
 }  # fmt: skip
 # Of the others, those that the owner uses; the runs find the owner's dataset.
 _OWNERS = ("dataset", "max-train", "max-test")
-# Of those that the benchmark decides, what it tells the runs.
+# Of those that the benchmark decides, the ones that it passes to the runs.
 _RUNS = (
     "rounds", "steps-per-round", "evaluate-every", "collect-model", "transport", "lower-threads", "upper-threads",
 )  # fmt: skip

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 FLEET_PORT, EXCHANGE_PORT = 9092, 9444
-# What `Host.running` knows a ClientApp of psl-supernode by, which is Python code (`psl_flower.flower.supernode`).
+# By this `Host.running` recognises a ClientApp of psl-supernode, which is Python code (`psl_flower.flower.supernode`).
 CLIENT_APP_PROGRAM = "import client_app"
 # What a node's configuration names in the host's folder, its store apart.
 _NODE_CONFIG = {

@@ -137,7 +137,7 @@ class Network:
             self.server = self._host("server", f"{SUBNET}.1", folder, environment)
             self.patch_server = self._host("patches", f"{SUBNET}.2", folder, environment)
             self.nodes = [self._node(f"node{n}", f"{SUBNET}.{n + 11}", folder, environment) for n in range(num_nodes)]
-            # One more host of that kind, for whatever it is wanted.
+            # One more host of that kind, for any use.
             self.guest = self._node("guest", f"{SUBNET}.10", folder, environment)
         except BaseException:
             self.close()

@@ -1,1 +1,1 @@
-"""Split learning beside vertical learning by Flower rounds, on tabular data; `python -m simulations.vertical`."""
+"""Compares split with vertical learning by Flower rounds, on tabular data; `python -m simulations.vertical`."""
