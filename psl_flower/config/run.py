@@ -15,7 +15,7 @@ from psl_flower.text import expanded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings(Settings):
-    """Where a run lies."""
+    """Name and folder of a run."""
 
     workspace: str = setting("", "folder of stores and runs; empty: $PSL_WORKSPACE, or ~/psl-flower")
     run_name: str = setting("", "name of the run; empty: made of the dataset and the time", form=RUN_NAME)
