@@ -23,6 +23,7 @@ from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import torch_threads
 from psl_flower.text import OnProgress
 
 
@@ -109,11 +110,8 @@ def replay(
 @contextmanager
 def _threads_by_party(net: PatchSplitNet, threads: Threads | None) -> Iterator[None]:
     """Let each party's part of the one graph compute with its threads, forward and backward."""
-    before = torch.get_num_threads()
-    given = threads or Threads(before, before)
-
-    def take(number: int) -> None:
-        torch.set_num_threads(number)
+    number = torch.get_num_threads()
+    given, take = threads or Threads(number, number), torch.set_num_threads
 
     def sent(module: object, inputs: object, smashed: torch.Tensor) -> None:
         if smashed.requires_grad:
@@ -123,12 +121,12 @@ def _threads_by_party(net: PatchSplitNet, threads: Threads | None) -> Iterator[N
     for upper in net.uppers:
         hooks.append(upper.register_forward_pre_hook(lambda module, inputs: take(given.uppers)))
         hooks.append(upper.register_forward_hook(sent))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.set_num_threads(before)
+    with torch_threads():
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:

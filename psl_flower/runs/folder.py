@@ -43,7 +43,7 @@ from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.metrics_file import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
-from psl_flower.system.folders import make_private_folder, remove_leftovers
+from psl_flower.system.folders import make_private_folder, remove_leftovers, step_files
 from psl_flower.system.records import append_record
 from psl_flower.text import did_you_mean, printable
 
@@ -227,7 +227,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the Lower has written a checkpoint; loads no torch."""
-        return any((self.path / "checkpoints").glob("step-*.pt"))
+        return bool(step_files(self.path / "checkpoints"))
 
     def _read_settings(self) -> dict[str, Any]:
         path = self.path / "config.toml"
