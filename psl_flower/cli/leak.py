@@ -62,12 +62,12 @@ def leak(
     from psl_flower.kinds.audit import FOLDER
     from psl_flower.leakage.images import AuditSettings
     from psl_flower.leakage.page import write
-    from psl_flower.runs.folder import MODEL_FILE
+    from psl_flower.runs.folder import CONFIG_FILE, MODEL_FILE
     from psl_flower.stores.prepare import stores_are_here
 
     folder = find_run(name, workspace, run)
     if not images and not stores_are_here(folder.read_config()):
-        config = folder.path / "config.toml"
+        config = folder.path / CONFIG_FILE
         raise RunError(
             f"{folder.name}: its images are on the nodes, and an audit needs some; name others of the same kind with "
             "--images, or, where its own may be together, simulate the same training with psl train "

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import pickle  # nosec B403 # for the name of its error: torch.load reads with weights_only
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ def values_in(state: object) -> Iterator[object]:
             yield from values_in(part)
     else:
         yield state
+
+
+def same_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    """Check if weights have the same names, and are equal bit by bit."""
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def _is_finite(value: object) -> bool:

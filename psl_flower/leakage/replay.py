@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
-from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.checkpoints import Checkpoints, same_weights
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.models import PatchSplitNet
@@ -103,7 +103,7 @@ def replay(
                     lambda step, loss, seconds: on_progress("replaying the training", step, total),
                 )
                 # The best round's weights may be those that were kept, not the last one's.
-                exact = exact or _same(trainer.net.state_dict(), weights)
+                exact = exact or same_weights(trainer.net.state_dict(), weights)
     return Replay(recorder.finish(), exact, time.monotonic() - began)
 
 
@@ -127,7 +127,3 @@ def _threads_by_party(net: PatchSplitNet, threads: Threads | None) -> Iterator[N
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
