@@ -54,7 +54,7 @@ def _train(message: Message, context: Context) -> RecordDict:
     with closing(stores.open(0)) as store:
         local = LocalTraining(
             config, description, stores.labels, store, samples,
-            total_epochs=config.training.rounds * fed.local_epochs,
+            total_epochs=fed.total_epochs,
             proximal=fed.proximal_mu if fed.strategy == "fedprox" else 0.0,
             device=choose_device(config.machine.device),
         )  # fmt: skip

@@ -132,6 +132,11 @@ def from_cell(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
+def slug(name: str, limit: int) -> str:
+    """Return a name for files: of letters and digits, at most `limit` characters, with "-" for what is between them."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:limit]
+
+
 def dims(shape: Iterable[int], joint: str = "x") -> str:
     """Return dimensions as "16x24", or with another joint."""
     return joint.join(map(str, shape))

@@ -21,6 +21,7 @@ from psl_flower.flower.placement import Placement
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
 from psl_flower.runs.best_checkpoint import BestCheckpoint, load_best
+from psl_flower.runs.folder import PREDICTIONS_FILE
 from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.runs.predictions import write_table
@@ -112,7 +113,7 @@ def _tracking(run: ServerRun[Train]) -> Tracking:
 
 def _complete(run: ServerRun[Train], seconds: float, best: BestCheckpoint | None, model: str) -> None:
     """Report the end of a run that has trained."""
-    if (run.source.path / "predictions.npz").exists():
+    if (run.source.path / PREDICTIONS_FILE).exists():
         write_table(run.source, run.stores.description)
     note = run.reporter.chance_note()
     if note:

@@ -111,6 +111,21 @@ def serve(kind: Any, work: Callable[..., object]) -> None:
         sys.exit(" ".join(str(error).split()))
 
 
+def call(*arguments: str | Path, **environment: str) -> str:
+    """Run a program to its end; return what it prints.
+
+    Raises
+    ------
+    RunError
+        If it fails, with its last words.
+    """
+    words = list(map(str, arguments))
+    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(f"{' '.join(words[:3])}: {last_line(done.stdout + done.stderr)}")
+    return done.stdout
+
+
 def _read(stream: IO[str], put: Callable[[str], None]) -> None:
     """Hand over all lines of a stream, and an empty one at its end."""
     for line in stream:

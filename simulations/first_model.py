@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ import msgspec
 
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
-from psl_flower.errors import RunError
-from psl_flower.launch.superlink import last_line
 from psl_flower.runs.folder import RunFolder
 from simulations import kept
+from simulations.child import call
 from simulations.kept import Study
 from simulations.options import several
 from simulations.reports import Cells, Row
@@ -124,11 +122,8 @@ def _train(root: Path, data: str, options: Options) -> Trial:
 
 def _psl(*arguments: str) -> dict[str, Any]:
     """Call `psl` and return its JSON; raises RunError with its last words if it fails."""
-    command = [str(Path(sys.executable).with_name("psl")), *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunError(f"psl {arguments[0]}: {last_line(done.stdout + done.stderr)}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    printed = call(Path(sys.executable).with_name("psl"), *arguments, "--json")
+    answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return answer
 
 

@@ -25,6 +25,7 @@ DECIDED = {
     "lower-threads": "--threads", "upper-threads": "--threads", "run-name": "", **dict.fromkeys(_OF_KINDS, ""),
     "evaluate-every": "", "checkpoint-every": "", "collect-model": "",
 }  # fmt: skip
+DECIDED_BUT_THREADS = {key: option for key, option in DECIDED.items() if "threads" not in key}
 
 
 def merge(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.folder import CONFIG_FILE, RunFolder
 from psl_flower.runs.history import extensions
 from psl_flower.system.files import read_file
 from psl_flower.text import expanded
@@ -36,7 +36,7 @@ def settings_in(file: str) -> tuple[dict[str, object], list[str]]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: not a TOML file: {error}") from None
     run = RunFolder(path.parent)
-    if run.read_status() is None or path.name != "config.toml":
+    if run.read_status() is None or path.name != CONFIG_FILE:
         return _flat(found, path), []
     if run.instead:
         raise RunError(f"--config {path}: the run was made with {run.instead}; it trained nothing to repeat")

@@ -25,11 +25,12 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
     """
     from psl_flower.engine.classification_scores import scores_of
     from psl_flower.inference.class_table import write_class_table
+    from psl_flower.runs.folder import PREDICTIONS_FILE
     from psl_flower.runs.mistakes import check_classes, columns_of
     from psl_flower.stores.prepare import stores_are_here
 
     run = find_run(name, workspace, with_model=False)
-    evaluated = run.has_description and (run.path / "predictions.npz").exists()
+    evaluated = run.has_description and (run.path / PREDICTIONS_FILE).exists()
     if run.instead or not evaluated or (run.has_model and stores_are_here(run.read_config())):
         return False
     description = run.read_description()

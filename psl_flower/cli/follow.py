@@ -9,11 +9,10 @@ import time
 from typing import TextIO
 
 from psl_flower.cli.progress import Progress
-from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.runs.folder import LOG_FILE, RunFolder, Status
 from psl_flower.system.machine import usable_cores
 from psl_flower.text import counted, duration
 
-_LOG = "log.txt"
 _TITLE = 30
 # Without a terminal, a wait is shown after this long without a line; a machine is busy at this load per core.
 _QUIET_S, _BUSY = 10.0, 2.0
@@ -78,7 +77,7 @@ class Follower(Progress):
     def skip_log(self, run: RunFolder) -> None:
         """Show nothing of what an earlier attempt has left in the run's log."""
         with contextlib.suppress(OSError):
-            self._log_at = (run.path / _LOG).stat().st_size
+            self._log_at = (run.path / LOG_FILE).stat().st_size
 
     def follow(self, status: Status, run: RunFolder) -> None:
         """Print what a run's log has added; on a terminal its numbers are in the bar, and the other lines stay."""
@@ -110,7 +109,7 @@ class Follower(Progress):
     def _copy_log(self, run: RunFolder) -> None:
         """Print what the run has added to its log, but for its last words, which the caller has to say."""
         try:
-            with (run.path / _LOG).open("rb") as file:
+            with (run.path / LOG_FILE).open("rb") as file:
                 file.seek(self._log_at)
                 added = file.read()
         except OSError:

@@ -45,10 +45,11 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
 
 
 def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
+    from psl_flower.runs.folder import PREDICTIONS_FILE
     from psl_flower.runs.predictions import TABLE
 
     if as_json:
-        files = {"predictions": str(folder.path / "predictions.npz"), "table": str(folder.path / TABLE)}
+        files = {"predictions": str(folder.path / PREDICTIONS_FILE), "table": str(folder.path / TABLE)}
         report = {**msgspec.to_builtins(result), "folder": str(folder.path), **files}
         typer.echo(json.dumps(report))
         return

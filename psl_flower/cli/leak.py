@@ -62,12 +62,12 @@ def leak(
     from psl_flower.kinds.audit import FOLDER
     from psl_flower.leakage.images import AuditSettings
     from psl_flower.leakage.page import write
-    from psl_flower.runs.folder import MODEL_FILE
+    from psl_flower.runs.folder import CONFIG_FILE, MODEL_FILE
     from psl_flower.stores.prepare import stores_are_here
 
     folder = find_run(name, workspace, run)
     if not images and not stores_are_here(folder.read_config()):
-        config = folder.path / "config.toml"
+        config = folder.path / CONFIG_FILE
         raise RunError(
             f"{folder.name}: its images are on the nodes, and an audit needs some; name others of the same kind with "
             "--images, or, where its own may be together, simulate the same training with psl train "
@@ -106,10 +106,11 @@ def _audit(
     from psl_flower.inference.evaluation import images_in, stores_of
     from psl_flower.leakage.audit import Attacks
     from psl_flower.leakage.complete import audit
-    from psl_flower.leakage.effort import Course, forecast, using
+    from psl_flower.leakage.effort import Course, forecast
     from psl_flower.leakage.images import Known, chosen_samples, most_looks
     from psl_flower.leakage.replay import replay, threads_of
     from psl_flower.leakage.smashed import smashed_bytes
+    from psl_flower.system.devices import torch_threads
 
     stores, description = stores_of(folder, trained, progress.steps), trained.description
     num_bytes = smashed_bytes(trained.net, description)
@@ -128,7 +129,7 @@ def _audit(
         )  # fmt: skip
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
     attacks = Attacks(description, victims, others, settings, Course(progress.show, effort).note)
-    with using(effort.threads):
+    with torch_threads(effort.threads):
         return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
 
 
@@ -136,15 +137,16 @@ def _elsewhere(
     folder: RunFolder, trained: TrainedModel, dataset: str, settings: AuditSettings, progress: Progress
 ) -> tuple[Leakage, list[Pictures]]:
     from psl_flower.inference.evaluation import other_test_images
-    from psl_flower.leakage.effort import Course, forecast, using
+    from psl_flower.leakage.effort import Course, forecast
     from psl_flower.leakage.elsewhere import audit_elsewhere
     from psl_flower.leakage.images import MOST_VICTIMS
+    from psl_flower.system.devices import torch_threads
 
     images = other_test_images(trained, dataset)
     known, wanted = settings.auxiliary, settings.victims or MOST_VICTIMS  # there may be fewer
     effort = forecast(trained.net, trained.description, settings, known, wanted, joined=False)
     progress.say(effort.line(settings, known))
-    with using(effort.threads):
+    with torch_threads(effort.threads):
         return audit_elsewhere(
             trained.net, trained.config, trained.description, (dataset, images.batches), settings, run=folder.name,
             on_progress=Course(progress.show, effort).note,

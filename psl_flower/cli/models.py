@@ -85,9 +85,11 @@ def predict(
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
+    from psl_flower.runs.folder import CONFIG_FILE
+
     folder, trained = _load(run, workspace)
     for given in files:
-        if not given.exists() and (folder.path.parent / given / "config.toml").is_file():
+        if not given.exists() and (folder.path.parent / given / CONFIG_FILE).is_file():
             raise typer.BadParameter(f"{given} is a run, and files are expected here; name it with --run {given}")
     _predict_files(folder.name, trained, files, top, as_json)
 

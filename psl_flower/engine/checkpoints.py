@@ -7,8 +7,7 @@ import io
 import logging
 import math
 import pickle  # nosec B403 # for the name of its error: torch.load reads with weights_only
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from torch import nn
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import NoCheckpoint, RunError, TrainingError
 from psl_flower.system.files import write_file
+from psl_flower.system.folders import step_files
 from psl_flower.wire.node_messages import Claim
 
 log = logging.getLogger("psl_flower")
 
-_NAME = re.compile(r"step-(\d{8})\.pt")
 # The newest committed one is always among the last two: the Lower commits a step before it asks for the next.
 _KEPT = 3
 _DIGEST_BYTES = 32
@@ -91,9 +90,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+        return list(step_files(self.folder))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"
@@ -106,6 +103,11 @@ def values_in(state: object) -> Iterator[object]:
             yield from values_in(part)
     else:
         yield state
+
+
+def same_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    """Check if weights have the same names, and are equal bit by bit."""
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def _is_finite(value: object) -> bool:

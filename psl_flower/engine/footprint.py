@@ -50,7 +50,7 @@ class Footprint:
 
 def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     """Return the costs of a step with `batch` images; no weight is drawn and nothing is computed."""
-    description, config = blueprint.description, blueprint.config
+    description = blueprint.description
     with torch.device("meta"):
         upper, lower, net = blueprint.upper(0), blueprint.lower(), blueprint.adaptation()
     shapes = blueprint.smashed_shapes()
@@ -67,10 +67,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     saved = [size + states * weight for size, weight in zip(sizes, weights, strict=True)]
     smashed = smashed_BPChw.numel() * _FLOAT_BYTES
     auxiliary = 0 if net is None else _saved(net, smashed_BPChw.detach()[:, 0].requires_grad_()) * positions
-    ups, downs = (
-        sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes.values()) / batch
-        for name in (config.smashed_codec, config.wire.wire_gradients)
-    )
+    ups, downs = wire_bytes(blueprint, batch)
     exchanged = _exchanged(blueprint)
     look_counts = _look_counts(blueprint)
     return Footprint(
@@ -96,6 +93,16 @@ class _Exchanged(NamedTuple):
     sent: int
     received: int
     round_trips: int
+
+
+def wire_bytes(blueprint: Blueprint, batch: int) -> tuple[float, float]:
+    """Return the bytes on the wire of an image and step, up and down, of all Uppers; see `Footprint.up_per_image`."""
+    config, shapes = blueprint.config, blueprint.smashed_shapes().values()
+    ups, downs = (
+        sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes) / batch
+        for name in (config.smashed_codec, config.wire.wire_gradients)
+    )
+    return ups, downs
 
 
 def _exchanged(blueprint: Blueprint) -> _Exchanged:

@@ -19,8 +19,9 @@ from psl_flower.split.engines import TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.lessons import OnlyEvaluated
 from psl_flower.split.local import settings_of
-from psl_flower.split.session import Session, using_threads_of
+from psl_flower.split.session import Session
 from psl_flower.split.training import Training
+from psl_flower.system.devices import torch_threads
 from psl_flower.wire.node_messages import NodeTask, encode
 
 log = logging.getLogger("psl_flower")
@@ -86,7 +87,7 @@ class SplitLearning(Training):
             If a party is missing, does not hold the samples, or fails; or the training does. What was committed stays.
         """
         folder = self._folder()
-        with folder.claimed(), using_threads_of(self):
+        with folder.claimed(), torch_threads(self.threads):
             self._count_samples(grid)
             session = Session(self, folder)
             log.info("files are in %s", self.workdir)
@@ -132,7 +133,7 @@ class SplitLearning(Training):
         folder, rows = self._folder(), self.samples.at(samples, "samples")
         if not max(folder.checkpoints.steps(), default=0):
             raise RunError(f"{folder.path}: nothing has been trained there; call fit first")
-        with using_threads_of(self):
+        with torch_threads(self.threads):
             self._count_samples(grid)
             self.samples.require(rows, dropped=self.missing == "drop")
             session = Session(self, folder)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from psl_flower.config.fields import RUN_NAME, setting
-from psl_flower.errors import ConfigError, NoCheckpoint
-from psl_flower.kinds.kind import TRAINED, OfTrainedRun, Work
-from psl_flower.runs.folder import RunFolder, open_run
-from psl_flower.runs.resuming import settings_of
+from psl_flower.errors import ConfigError
+from psl_flower.kinds.kind import OfTrainedRun, Work, trained_run
+from psl_flower.runs.folder import RunFolder
 
 FOLDER = "leak"
 
@@ -39,8 +38,5 @@ class Audit(OfTrainedRun):
 
     def find(self) -> Work:
         """Return the trained run, and the folder of its audit."""
-        run = open_run(self.config.workspace_path(), self.audit)
-        settings = settings_of(run, self.config, "audit")
-        if not any(run.checkpoints.steps()):
-            raise NoCheckpoint(f"{run.path}: the run has no checkpoint of a step yet, so there is nothing to audit")
-        return Work(config=settings.replace(**TRAINED), source=run, folder=RunFolder(run.path / FOLDER))
+        run, settings = trained_run(self.config, "audit", self.audit, "nothing to audit")
+        return Work(config=settings, source=run, folder=RunFolder(run.path / FOLDER))

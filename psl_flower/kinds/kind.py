@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from psl_flower.config import RunConfig
 from psl_flower.config.fields import Settings, flat
-from psl_flower.errors import OtherDataset
+from psl_flower.errors import NoCheckpoint, OtherDataset
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder, Status, create_run, free_name
+from psl_flower.runs.folder import RunFolder, Status, create_run, free_name, open_run
+from psl_flower.runs.resuming import settings_of
 
 # Returns how to continue a run, from its folder and whether its nodes are simulated; empty if it cannot be continued.
 HowToContinue = Callable[[RunFolder, bool], str]
@@ -112,6 +113,22 @@ class OfTrainedRun(Kind):
     def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
         """Return the hint that the same command continues it."""
         return "the same command"
+
+
+def trained_run(config: RunConfig, setting: str, name: str, nothing: str) -> tuple[RunFolder, RunConfig]:
+    """Return the run that a kind's setting names, and its settings for work with its model.
+
+    Raises
+    ------
+    PslError
+        If there is no such run, or it was made with other settings; NoCheckpoint with what there is `nothing` of, if it
+        has no checkpoint of a step.
+    """
+    run = open_run(config.workspace_path(), name)
+    settings = settings_of(run, config, setting)
+    if not any(run.checkpoints.steps()):
+        raise NoCheckpoint(f"{run.path}: the run has no checkpoint of a step yet, so there is {nothing}")
+    return run, settings.replace(**TRAINED)
 
 
 def check_stores(work: Work, description: StoreSetDescription) -> None:

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config.fields import RUN_NAME, Form, setting
-from psl_flower.errors import ConfigError, NoCheckpoint, RunError
-from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
+from psl_flower.errors import ConfigError, RunError
+from psl_flower.kinds.kind import Kind, Work, check_stores, trained_run
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder, name_by_time, open_run
+from psl_flower.runs.folder import RunFolder, name_by_time
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.predictions import FOLDER
-from psl_flower.runs.resuming import settings_of
 from psl_flower.system.files import disk_errors
 from psl_flower.text import expanded
 
@@ -53,13 +52,8 @@ class Predict(Kind):
 
     def find(self) -> Work:
         """Return the trained run, and the folder of the prediction: of the name given, or of the split and the time."""
-        run = open_run(self.config.workspace_path(), self.predict)
-        settings = settings_of(run, self.config, "predict")
-        if not any(run.checkpoints.steps()):
-            raise NoCheckpoint(
-                f"{run.path}: the run has no checkpoint of a step yet, so there is no model to predict with"
-            )
-        return Work(config=settings.replace(**TRAINED), source=run, folder=self._free_folder(run))
+        run, settings = trained_run(self.config, "predict", self.predict, "no model to predict with")
+        return Work(config=settings, source=run, folder=self._free_folder(run))
 
     def begin(self) -> Work:
         """Make the folder and return the work; RunError also if the disk refuses."""

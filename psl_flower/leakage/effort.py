@@ -7,9 +7,8 @@ clearly faster.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.known_weights import MOST_VALIDATION, STEPS
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.system.devices import torch_threads
 from psl_flower.text import counted, duration
 
 # Images and passes of a timing; as many passes as steps.
@@ -99,17 +99,6 @@ def forecast(
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def using(threads: int) -> Iterator[None]:
-    """Make torch compute with this number of threads inside the with-block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @dataclass(slots=True)
 class Course:
     """How far an audit is, by its attacks so far, and an estimate of the time left.
@@ -147,7 +136,7 @@ class Course:
 
 def _timed(threads: int, net: PatchSplitNet, sizes: Sizes, pairs: Pairs) -> tuple[float, float]:
     """Return the seconds of a step of a decoder, the mean of all kinds, and of the Uppers forward and backward."""
-    with using(threads):
+    with torch_threads(threads):
         began = time.perf_counter()
         for name in DECODERS:
             train_decoder(name, sizes, pairs, epochs=_TIMED_STEPS, seed=0)

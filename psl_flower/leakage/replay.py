@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
-from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.checkpoints import Checkpoints, same_weights
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import torch_threads
 from psl_flower.text import OnProgress
 
 
@@ -102,18 +103,15 @@ def replay(
                     lambda step, loss, seconds: on_progress("replaying the training", step, total),
                 )
                 # The best round's weights may be those that were kept, not the last one's.
-                exact = exact or _same(trainer.net.state_dict(), weights)
+                exact = exact or same_weights(trainer.net.state_dict(), weights)
     return Replay(recorder.finish(), exact, time.monotonic() - began)
 
 
 @contextmanager
 def _threads_by_party(net: PatchSplitNet, threads: Threads | None) -> Iterator[None]:
     """Let each party's part of the one graph compute with its threads, forward and backward."""
-    before = torch.get_num_threads()
-    given = threads or Threads(before, before)
-
-    def take(number: int) -> None:
-        torch.set_num_threads(number)
+    number = torch.get_num_threads()
+    given, take = threads or Threads(number, number), torch.set_num_threads
 
     def sent(module: object, inputs: object, smashed: torch.Tensor) -> None:
         if smashed.requires_grad:
@@ -123,13 +121,9 @@ def _threads_by_party(net: PatchSplitNet, threads: Threads | None) -> Iterator[N
     for upper in net.uppers:
         hooks.append(upper.register_forward_pre_hook(lambda module, inputs: take(given.uppers)))
         hooks.append(upper.register_forward_hook(sent))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.set_num_threads(before)
-
-
-def _same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    with torch_threads():
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -37,7 +37,7 @@ from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.machine import processor
-from psl_flower.system.records import append_record
+from psl_flower.system.records import append_record, read_records
 
 FOLDER = "light"
 THIRD = "third"
@@ -167,18 +167,7 @@ class LighteningFolder:
         self.entries.append(entry)
 
     def _read(self) -> list[LogEntry]:
-        path = self.path / _LOG
-        if not path.exists():
-            return []
-        try:
-            content = read_file(path, RunError)
-            whole = content.rpartition(b"\n")[0]
-            if len(whole) + 1 < len(content):
-                # A crash left an unfinished line, to which the next one must not be joined.
-                write_file(path, whole + b"\n" if whole else b"", RunError)
-            return [msgspec.json.decode(line, type=LogEntry) for line in whole.split(b"\n") if line]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to start over") from error
+        return read_records(self.path / _LOG, LogEntry, RunError, f"remove {self.path} to start over")
 
 
 class LightModel(NamedTuple):

@@ -17,6 +17,8 @@ CUTS = ("stem", *_STAGES, "pool")
 # The first stage's channels in torchvision's networks.
 WIDTH = 64
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+# Those of bottleneck blocks.
+BOTTLENECKED = frozenset({"resnet50"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,6 @@ def smashed_channels(backbone: str, cut: str, size: BackboneSize | None = None) 
     widths = (size or backbone_size(backbone)).widths
     if cut == "stem":
         return widths[0]
-    expansion = 4 if backbone == "resnet50" else 1
+    expansion = 4 if backbone in BOTTLENECKED else 1
     last = "layer4" if cut == "pool" else last_stage(cut)
     return widths[_STAGES.index(last)] * expansion

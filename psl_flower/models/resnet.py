@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psl_flower.models.architectures import BackboneSize, backbone_size, check_architecture
+from psl_flower.models.architectures import BOTTLENECKED, BackboneSize, backbone_size, check_architecture
 
 
 class ReplicatedConv2d(nn.Conv2d):
@@ -99,7 +99,7 @@ def stages(
         If there is no such backbone, stem or padding.
     """
     check_architecture(backbone, stem, padding)
-    block = Bottleneck if backbone == "resnet50" else BasicBlock
+    block = Bottleneck if backbone in BOTTLENECKED else BasicBlock
     small = stem == "cifar"
     size = size or backbone_size(backbone)
     channels = size.widths[0]

@@ -22,7 +22,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import re
 import secrets
 import socket
 import time
@@ -43,9 +42,9 @@ from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.metrics_file import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
-from psl_flower.system.folders import make_private_folder, remove_leftovers
+from psl_flower.system.folders import make_private_folder, remove_leftovers, step_files
 from psl_flower.system.records import append_record
-from psl_flower.text import did_you_mean, printable
+from psl_flower.text import did_you_mean, printable, slug
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints
@@ -53,6 +52,9 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 LOG_FILE = "log.txt"
+CONFIG_FILE = "config.toml"
+PREDICTIONS_FILE = "predictions.npz"
+_MANIFEST_FILE, _METRICS_FILE, _STATUS_FILE = "manifest.json", "metrics.jsonl", "status.json"
 _INSTEAD = "instead"  # a table in config.toml
 # Settings that earlier versions noted in config.toml in addition to those of a training.
 _NOT_OF_TRAINING = {
@@ -206,7 +208,7 @@ class RunFolder:
             If the disk refuses.
         """
         table = {_INSTEAD: dict(instead)} if instead else {}
-        self._write("config.toml", tomli_w.dumps(config.to_mapping() | table).encode())
+        self._write(CONFIG_FILE, tomli_w.dumps(config.to_mapping() | table).encode())
 
     def read_config(self) -> RunConfig:
         """Read the settings of a training in config.toml; raises RunError if it is missing or damaged."""
@@ -216,7 +218,7 @@ class RunFolder:
                 {key: value for key, value in noted.items() if key not in {_INSTEAD, *_NOT_OF_TRAINING}}
             )
         except ConfigError as error:
-            raise RunError(f"{self.path / 'config.toml'}: damaged: {error}") from error
+            raise RunError(f"{self.path / CONFIG_FILE}: damaged: {error}") from error
 
     @property
     def instead(self) -> str:
@@ -227,10 +229,10 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the Lower has written a checkpoint; loads no torch."""
-        return any((self.path / "checkpoints").glob("step-*.pt"))
+        return bool(step_files(self.path / "checkpoints"))
 
     def _read_settings(self) -> dict[str, Any]:
-        path = self.path / "config.toml"
+        path = self.path / CONFIG_FILE
         try:
             return tomllib.loads(read_file(path, RunError).decode())
         except (ValueError, RecursionError) as error:
@@ -239,7 +241,7 @@ class RunFolder:
     def write_status(self, status: Status) -> None:
         """Replace status.json atomically."""
         stamped = msgspec.structs.replace(status, updated=time.time())
-        self._write("status.json", msgspec.json.encode(stamped), durable=status.ended)
+        self._write(_STATUS_FILE, msgspec.json.encode(stamped), durable=status.ended)
 
     def append_log(self, level: str, line: str) -> None:
         """Append a line to log.txt, as the ServerApp's logger does; raises RunError if the disk refuses."""
@@ -250,22 +252,22 @@ class RunFolder:
     def read_status(self) -> Status | None:
         """Return the status; None if the run has not written one."""
         try:
-            return msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
+            return msgspec.json.decode((self.path / _STATUS_FILE).read_bytes(), type=Status)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one round to metrics.jsonl; raises RunError if the disk refuses."""
-        append_record(self.path / "metrics.jsonl", dict(metrics), RunError)
+        append_record(self.path / _METRICS_FILE, dict(metrics), RunError)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all rounds of metrics.jsonl; see `psl_flower.runs.metrics_file`."""
-        return read_metrics(self.path / "metrics.jsonl")
+        return read_metrics(self.path / _METRICS_FILE)
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove rounds beyond a step, which a resumed run repeats."""
         kept = [metrics for metrics in self.read_metrics() if metrics["step"] <= step]
-        self._write("metrics.jsonl", b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
+        self._write(_METRICS_FILE, b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
 
     def write_predictions(self, predictions: Predictions, split: str | Sequence[str] = "test") -> None:
         """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays.
@@ -282,11 +284,11 @@ class RunFolder:
             file, sample=predictions.sample, label=predictions.label, predicted=predictions.predicted,
             confidence=predictions.confidence, split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
         )  # fmt: skip
-        self._write("predictions.npz", file.getvalue())
+        self._write(PREDICTIONS_FILE, file.getvalue())
 
     def write_description(self, description: StoreSetDescription) -> None:
         """Write manifest.json."""
-        description.save(self.path / "manifest.json")
+        description.save(self.path / _MANIFEST_FILE)
 
     def write_account(self, account: Account | None) -> None:
         """Write account.json: what was read for the run's stores; raises StoreError if the disk refuses."""
@@ -300,11 +302,11 @@ class RunFolder:
     @property
     def has_description(self) -> bool:
         """Whether the run has opened its stores."""
-        return (self.path / "manifest.json").exists()
+        return (self.path / _MANIFEST_FILE).exists()
 
     def read_description(self) -> StoreSetDescription:
         """Read manifest.json; raises StoreError if it is missing or damaged."""
-        return StoreSetDescription.load(self.path / "manifest.json")
+        return StoreSetDescription.load(self.path / _MANIFEST_FILE)
 
     def _write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         write_file(self.path / name, content, RunError, durable=durable)
@@ -346,8 +348,7 @@ def free_name(workspace: Path, name: str, dataset: str) -> str:
                 f'or continue it with resume="{name}"'
             )
         return name
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-")[:40] or "run"
-    return name_by_time(runs, slug)
+    return name_by_time(runs, slug(Path(dataset).name, 40) or "run")
 
 
 def name_by_time(folder: Path, what: str) -> str:
@@ -366,7 +367,7 @@ def open_run(workspace: Path, name: str) -> RunFolder:
         If there is no such run; the message names those that exist.
     """
     path = workspace / "runs" / name
-    if not os.path.isfile(path / "config.toml"):
+    if not os.path.isfile(path / CONFIG_FILE):
         known = [run.name for run in list_runs(workspace)]
         raise RunError(f"{path}: no such run{did_you_mean(name, known)} (there: {', '.join(known) or 'none'})")
     remove_leftovers(path)

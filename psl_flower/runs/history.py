@@ -6,7 +6,7 @@ import msgspec
 
 from psl_flower.errors import RunError
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.records import append_record
+from psl_flower.system.records import append_record, read_records
 
 FILE = "extended.jsonl"
 
@@ -27,12 +27,7 @@ def note_extension(run: RunFolder, extension: Extension) -> None:
 
 def extensions(run: RunFolder) -> list[Extension]:
     """Return the changes of a run's rounds, oldest first; raises RunError if the file is damaged."""
-    path = run.path / FILE
-    try:
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        return [msgspec.json.decode(line, type=Extension) for line in lines]
-    except (OSError, msgspec.MsgspecError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+    return read_records(run.path / FILE, Extension, RunError, "remove the line")
 
 
 def last_accuracy(run: RunFolder) -> float | None:

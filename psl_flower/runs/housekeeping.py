@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from psl_flower.errors import RunError
 from psl_flower.runs.claim import is_starting, starts
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.files import disk_errors
-
-_CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
+from psl_flower.system.folders import step_files
 
 
 def size_of(folder: Path) -> int:
@@ -65,19 +63,13 @@ def prune(run: RunFolder, keep: int = 1) -> int:
 
 def keep_newest(run: RunFolder, keep: int) -> int:
     """Do what `prune` does, on the server of a run that has trained its last step; raises RunError as it does."""
-    steps = sorted(_steps(run.path / "checkpoints"))
+    steps = list(step_files(run.path / "checkpoints"))
     kept = set(steps[-keep:])
     freed = 0
     for folder in (run.path / "checkpoints", *run.nodes.glob("*"), *run.nodes.glob("*/*")):
-        for step, path in _steps(folder).items():
+        for step, path in step_files(folder).items():
             if kept and step < max(kept) and step not in kept:
                 freed += path.stat().st_size
                 with disk_errors(path, "removed", RunError):
                     path.unlink()
     return freed
-
-
-def _steps(folder: Path) -> dict[int, Path]:
-    if not folder.is_dir():
-        return {}
-    return {int(match[1]): path for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tokenize
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import OtherDataset, RunError
-from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.folder import PREDICTIONS_FILE, RunFolder
 from psl_flower.runs.predictions import predictions_of
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.system.files import open_regular
 
-FILE = "predictions.npz"
 # As numpy writes it, nothing in it is compressed; a stranger's could unpack to anything.
 _MOST_BYTES = 1 << 30
 _FIELDS = ("sample", "label", "predicted", "confidence", "split")
@@ -110,7 +110,7 @@ def columns_of(run: Path, split: str) -> _Columns:
     """Return the columns of a run's newest predictions of a split, or of each split."""
     files = [run]
     if run.is_dir():
-        candidates = [folder / FILE for folder in (run, *predictions_of(run))]
+        candidates = [folder / PREDICTIONS_FILE for folder in (run, *predictions_of(run))]
         files = sorted((path for path in candidates if path.exists()), key=_written, reverse=True)
     found: dict[str, _Columns] = {}
     for path in files:
@@ -118,7 +118,9 @@ def columns_of(run: Path, split: str) -> _Columns:
         for name in sorted(set(columns[-1].tolist()) - set(found)):
             found[name] = tuple(column[columns[-1] == name] for column in columns)
     if not files:
-        raise RunError(f"{run / FILE} does not exist: evaluate the run first, as `psl predict --in-place` does")
+        raise RunError(
+            f"{run / PREDICTIONS_FILE} does not exist: evaluate the run first, as `psl predict --in-place` does"
+        )
     if split and split not in found:
         held = " and ".join(sorted(found)) or "no"
         raise RunError(
@@ -143,7 +145,18 @@ def check_classes(run: Path, label_N: NDArray[Any], predicted_N: NDArray[Any], n
         if classes_N.dtype.kind not in "iu" or (
             len(classes_N) and not 0 <= classes_N.min() <= classes_N.max() < num_classes
         ):
-            raise RunError(f"{run}: {FILE} is damaged: it names classes that the run has not; evaluate the run again")
+            raise RunError(
+                f"{run}: {PREDICTIONS_FILE} is damaged: it names classes that the run has not; evaluate the run again"
+            )
+
+
+def confusion(
+    label_N: Sequence[int] | NDArray[Any], predicted_N: Sequence[int] | NDArray[Any], num_classes: int
+) -> NDArray[np.int64]:
+    """Return the confusion matrix (K, K): true class by row, predicted class by column."""
+    counts_KK = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts_KK, (np.asarray(label_N, np.int64), np.asarray(predicted_N, np.int64)), 1)
+    return counts_KK
 
 
 def _written(path: Path) -> float:

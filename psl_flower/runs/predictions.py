@@ -20,7 +20,7 @@ import numpy as np
 
 from psl_flower.errors import RunError
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.folder import PREDICTIONS_FILE, RunFolder
 from psl_flower.system.files import write_file
 from psl_flower.system.records import read_record, write_record
 from psl_flower.text import cell
@@ -64,7 +64,7 @@ def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
     RunError
         If the disk refuses.
     """
-    with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
+    with np.load(folder.path / PREDICTIONS_FILE, allow_pickle=False) as found:
         columns = zip(found["sample"], found["label"], found["predicted"], found["confidence"], strict=True)
         names, table = [cell(name) for name in description.class_names], io.StringIO(newline="")
         writer = csv.writer(table)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder
-from psl_flower.runs.mistakes import Mistake, check_classes, columns_of, mistakes
+from psl_flower.runs.folder import PREDICTIONS_FILE, RunFolder
+from psl_flower.runs.mistakes import Mistake, check_classes, columns_of, confusion, mistakes
 
 # Settings of a run's place and display, not of what it trains.
 _NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner", "tracker", "tracker-uri"})
@@ -55,12 +55,11 @@ class Summary:
             raise RunError(f"{run.path}: the run has completed no round yet")
         status, description = run.read_status(), run.read_description()
         confusion_KK, worst = None, list[Mistake]()
-        if (run.path / "predictions.npz").exists():
-            _, label_N, predicted_N, _, _ = columns_of(run.path / "predictions.npz", "test")
+        if (run.path / PREDICTIONS_FILE).exists():
+            _, label_N, predicted_N, _, _ = columns_of(run.path / PREDICTIONS_FILE, "test")
             check_classes(run.path, label_N, predicted_N, description.num_classes)
-            confusion_KK = np.zeros((description.num_classes, description.num_classes), np.int64)
-            np.add.at(confusion_KK, (label_N, predicted_N), 1)
-            worst = mistakes(run.path / "predictions.npz", split="test", limit=_WORST)
+            confusion_KK = confusion(label_N, predicted_N, description.num_classes)
+            worst = mistakes(run.path / PREDICTIONS_FILE, split="test", limit=_WORST)
         return cls(
             name=run.name,
             state=status.shown if status else "unknown",

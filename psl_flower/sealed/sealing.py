@@ -86,11 +86,6 @@ class Sealing:
         return sum(part.count for part in self._manifest.stores[0].segments) + self._in_segment
 
     @property
-    def new_labels(self) -> NDArray[np.int64]:
-        """Labels of this generation's samples so far."""
-        return np.frombuffer(bytes(self._labels), "<u4").astype(np.int64)
-
-    @property
     def new_contents(self) -> list[bytes]:
         """Digests of this generation's samples so far."""
         return split_digests(bytes(self._contents))
@@ -128,7 +123,7 @@ class Sealing:
     def commit(self) -> SignedManifest:
         """Finish the segments, write labels and manifest; the draft stays until `drop_draft`."""
         self._finish_segment()
-        labels, book = self.new_labels, LabelBook(self._out, self._disk)
+        labels, book = np.frombuffer(bytes(self._labels), "<u4").astype(np.int64), LabelBook(self._out, self._disk)
         number, found = self._manifest.labels_version, self._manifest.labels_digest
         if self._snapshot is not None:
             number, found = book.add_snapshot(self._manifest, self._owner, self._snapshot, "rotation")

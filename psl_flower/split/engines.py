@@ -23,12 +23,12 @@ from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.steps import StepLoss
-from psl_flower.errors import ConfigError, NodeError, PslError, TrainingError
+from psl_flower.errors import ConfigError, NodeError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
 from psl_flower.split.holders import party_of
 from psl_flower.split.lone_sample import REFUSED, lone_sample
-from psl_flower.split.measuring import Loss
+from psl_flower.split.measuring import Loss, told_as
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
 from psl_flower.system.generator import seeded
@@ -308,17 +308,6 @@ def scalar(value: object, what: str) -> torch.Tensor:
     if value.dim() != 0:
         raise TrainingError(f"{what}: expected one number, got a tensor of shape {tuple(value.shape)}; take its mean")
     return value
-
-
-@contextlib.contextmanager
-def told_as(what: str) -> Iterator[None]:
-    """Turn exceptions of the user's own code into a TrainingError that says where; the cause stays attached."""
-    try:
-        yield
-    except PslError:
-        raise
-    except Exception as error:
-        raise TrainingError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def made(make: Callable[[], Any], seed: int, name: str) -> Any:

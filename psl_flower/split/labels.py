@@ -22,8 +22,8 @@ from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.errors import ConfigError, ProtocolError, PslError
-from psl_flower.split.engines import finite, moved, scalar, told_as
-from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
+from psl_flower.split.engines import finite, moved, scalar
+from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined, told_as
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, Rows, claim_of, optimizer_of, targets_of
 from psl_flower.wire.frames import Expectation, Frame

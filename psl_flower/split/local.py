@@ -18,8 +18,9 @@ from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.labels import LabelEngine
 from psl_flower.split.roster import MakeParty, SideSettings, claim_at, engine_at
 from psl_flower.split.sent import Outputs
-from psl_flower.split.session import Session, using_threads_of
+from psl_flower.split.session import Session
 from psl_flower.split.training import Training
+from psl_flower.system.devices import torch_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     PslError
         If something is wrong with the data, the models or the training.
     """
-    with contextlib.ExitStack() as held, using_threads_of(training):
+    with contextlib.ExitStack() as held, torch_threads(training.threads):
         path = training.workdir or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="psl-")))
         folder = TrainingFolder(path)
         held.enter_context(folder.claimed())

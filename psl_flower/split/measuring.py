@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,13 +51,20 @@ def joined(batches: Sequence[Outputs]) -> Outputs:
 
 
 def _measured(name: str, metric: Any, outputs: Outputs, targets: torch.Tensor, step: int) -> float:
+    kept = f" (after step {step}); the checkpoint of that step is kept"
+    with torch.no_grad(), told_as(f"the metric {name!r}", kept):
+        return float(metric(outputs, targets))
+
+
+@contextlib.contextmanager
+def told_as(what: str, then: str = "") -> Iterator[None]:
+    """Turn exceptions of the user's own code into a TrainingError that says where; the cause stays attached.
+
+    `then` ends the message.
+    """
     try:
-        with torch.no_grad():
-            return float(metric(outputs, targets))
+        yield
     except PslError:
         raise
     except Exception as error:
-        raise TrainingError(
-            f"the metric {name!r} raised {type(error).__name__}: {error} (after step {step}); the "
-            "checkpoint of that step is kept"
-        ) from error
+        raise TrainingError(f"{what} raised {type(error).__name__}: {error}{then}") from error

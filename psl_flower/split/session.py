@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -174,15 +173,3 @@ class Session:
             "event": "step", "step": report.step, "epoch": report.epoch, "loss": report.loss.full, "lr": lr,
             "num_samples": report.num_samples, "seconds": report.seconds,
         })  # fmt: skip
-
-
-@contextlib.contextmanager
-def using_threads_of(training: Training) -> Iterator[None]:
-    """Make torch compute with the training's number of threads inside the with-block."""
-    before = torch.get_num_threads()
-    if training.threads:
-        torch.set_num_threads(training.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

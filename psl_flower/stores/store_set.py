@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
@@ -39,6 +38,7 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.matching import place_of
 from psl_flower.stores.opening import open_store
 from psl_flower.system.files import disk_errors
+from psl_flower.text import slug
 
 if TYPE_CHECKING:
     # It brings in the networks, which the owner's commands do without.
@@ -327,4 +327,4 @@ def _slug(dataset: str) -> str:
     """Return a short name that a person recognises: of the hub name, or of the folder."""
     path = Path(dataset)
     name = path.resolve().name if path.is_dir() else dataset
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "dataset"
+    return slug(name.lower(), 40) or "dataset"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +41,18 @@ def to_device(
     move: Any = module.to  # torch's own annotations lack the memory order
     move(device, memory_format=memory_format)
     return module
+
+
+@contextlib.contextmanager
+def torch_threads(number: int = 0) -> Iterator[None]:
+    """Let torch compute with this number of threads within, 0: as many as before; put the number of before back."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -23,6 +24,8 @@ from psl_flower.system.files import (
 )
 
 log = logging.getLogger("psl_flower")
+
+_STEP_FILE = re.compile(r"step-(\d{8})\.pt")
 
 
 class NewFolder:
@@ -108,6 +111,14 @@ class NewFolder:
             self.commit()
         else:
             self.abort()
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints of a party in a folder by their steps, ascending; none without the folder."""
+    if not folder.is_dir():
+        return {}
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def remove_leftovers(folder: Path) -> None:

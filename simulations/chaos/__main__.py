@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from psl_flower.cli.output import exit_status
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
+from psl_flower.engine.checkpoints import same_weights
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from simulations.chaos import deployed
 from simulations.chaos.deployed_results import Report as DeployedReport
@@ -162,8 +163,7 @@ def _equal(run: RunFolder, steps: int) -> bool:
     with stores.opened() as opened:
         trainer = OneProcessTrainer(config, stores.description, stores.labels, opened)
         trainer.train(steps)
-    expected, found = trainer.net.state_dict(), load_file(run.model / "model.safetensors")
-    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+    return same_weights(trainer.net.state_dict(), load_file(run.model / MODEL_FILE))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 from psl_flower.errors import RunError
-from psl_flower.runs.folder import Status
+from psl_flower.runs.folder import CONFIG_FILE, LOG_FILE, Status
 from simulations.chaos.federation import Federation
 
 # From `flwr run` to the first words of its ServerApp. On a machine that has too much else to do Flower starts it again
@@ -79,7 +79,7 @@ class OperatedRun:
     @property
     def log(self) -> str:
         """All lines that it has logged."""
-        path = self.folder.path / "log.txt"
+        path = self.folder.path / LOG_FILE
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
     @property
@@ -115,7 +115,7 @@ class OperatedRun:
         """Resume it as the operator would, or start it again if it has no folder yet."""
         self.close()
         self.resumed += 1
-        if (self.folder.path / "config.toml").exists():
+        if (self.folder.path / CONFIG_FILE).exists():
             self._process = self._submit(f"resume={self._name}", *settings)
         else:
             self._process = self._submit(f"run-name={self._name}", *self._settings)

@@ -19,9 +19,10 @@ from psl_flower.kinds import Kind, Resume, Train
 from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
 from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink
-from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.runs.folder import PREDICTIONS_FILE, RunFolder, Status
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.machine import count_gpus, usable_cores
+from simulations.child import Tell
 from simulations.compare.results import Point
 from simulations.compare.worker import Outcome
 from simulations.memory import LOWER, UPPER, MemoryWatch, highest
@@ -31,10 +32,8 @@ from simulations.watching import looks
 FEDAVG_APP = Path(__file__).parent / "fedavg"
 _POLL_S = 0.5
 
-Show = Callable[[int], None]
 
-
-def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
+def patch_split(config: RunConfig, steps_per_epoch: int, show: Tell) -> Outcome:
     """Train with patches, from where an earlier attempt was interrupted; `show` is called with the steps done.
 
     Raises
@@ -59,7 +58,7 @@ def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
     return _outcome(run, points, rows, "upper", memory)
 
 
-def averaging(config: RunConfig, own: Values, show: Show) -> Outcome:
+def averaging(config: RunConfig, own: Values, show: Tell) -> Outcome:
     """Train with federated averaging, from the beginning; `show` is called with the rounds done.
 
     `config` has what all methods share, with rounds, name and workspace; `own` the settings of averaging alone, by
@@ -137,7 +136,7 @@ def _points(rows: list[dict[str, Any]], epochs: list[float]) -> tuple[Point, ...
 def _outcome(
     run: RunFolder, points: tuple[Point, ...], rows: list[dict[str, Any]], node: str, memory: MemoryWatch
 ) -> Outcome:
-    with np.load(run.path / "predictions.npz") as found:
+    with np.load(run.path / PREDICTIONS_FILE) as found:
         label, predicted = (tuple(found[name].tolist()) for name in ("label", "predicted"))
     roles = {UPPER: "node", LOWER: "server"}
     peaks = ((roles[process.role], process.peak_bytes) for process in memory.processes() if process.role in roles)

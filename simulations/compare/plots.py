@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from simulations.axes import WIDTH, new_axes
+from simulations.axes import WIDTH, new_axes, with_legend
 from simulations.compare.report import Report, absence
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method, Point, Trial
 
@@ -189,9 +189,5 @@ def _mark_target(report: Report, axes: Axes) -> None:
 
 
 def _finished(figure: Figure, axes: Axes) -> Figure:
-    """Put the legend below the plot, one line for a method, so that long names fit a narrow page."""
-    handles, labels = axes.get_legend_handles_labels()
     axes.set_ylim(bottom=0)
-    figure.set_figheight(3.2 + 0.2 * len(labels))
-    figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9.5, handlelength=2.6)
-    return figure
+    return with_legend(figure, axes)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,11 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.launch.running import local_paths
 from psl_flower.patches import PatchGrid
+from psl_flower.runs.mistakes import confusion
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.machine import count_gpus, usable_cores
+from psl_flower.text import slug
 from simulations import settings as common
 from simulations.compare import federated, worker
 from simulations.compare.methods import Options, plan
@@ -47,7 +47,7 @@ from simulations.reports import save
 _PICTURED = 5
 # Keys that the study decides, each with the option that asks for it, if any.
 DECIDED = {
-    **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
+    **common.DECIDED_BUT_THREADS,
     "rounds": "--epochs", "steps-per-round": "--evaluations", "patch-size": "--grids", "stride": "--grids",
     "grid": "--grids", "alpha": "--alphas", "seed": "--seeds", "max-train": "--max-train", "max-test": "--max-test",
     "workspace": "--out", "stores": "",
@@ -179,9 +179,10 @@ class Study:
             clock.begin(method.name)
             ran = circumstances()
             outcome, wall_s = self._do(method, seed, engine, name, clock)
+            counts_KK = confusion(outcome.label, outcome.predicted, len(self.whole.description.class_names))
             trial = Trial(
                 method=method.name, seed=seed, engine=engine, points=outcome.points, wall_s=wall_s,
-                confusion=confusion(outcome.label, outcome.predicted, len(self.whole.description.class_names)),
+                confusion=tuple(tuple(row) for row in counts_KK.tolist()),
                 up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes, absent=outcome.absent, **ran,
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,8 +294,7 @@ def trial_name(
     asked = [*["absent"] * absent, *[judge] * (judge != "test")]
     what = (method.kind, method.own, engine, decisive, usable_cores(), count_gpus(), *asked)
     digest = hashlib.sha256(msgspec.json.encode(what, order="sorted"))
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-")[:60]
-    return f"{slug}-seed{seed}-{digest.hexdigest()[:8]}"
+    return f"{slug(method.name, 60)}-seed{seed}-{digest.hexdigest()[:8]}"
 
 
 def read_trial(path: Path) -> Trial:
@@ -305,10 +305,3 @@ def read_trial(path: Path) -> Trial:
         raise RunError(
             f"{path}: is no result of a trial: {str(error)[:200]}; delete it to have it done again"
         ) from error
-
-
-def confusion(label: Sequence[int], predicted: Sequence[int], num_classes: int) -> tuple[tuple[int, ...], ...]:
-    """Return the confusion matrix: true class by row, predicted class by column."""
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (np.asarray(label, np.int64), np.asarray(predicted, np.int64)), 1)
-    return tuple(tuple(row) for row in counts.tolist())

@@ -14,6 +14,7 @@ import numpy as np
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
+from psl_flower.engine.footprint import wire_bytes
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.inference.evaluation import images_in
 from psl_flower.leakage.audit import Attacked, Attacks
@@ -23,10 +24,8 @@ from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.leakage.report import UNPAIRED, WEIGHTS, AttackFinding
 from psl_flower.leakage.smashed import smashed_bytes
 from psl_flower.models import PatchSplitNet
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
-from psl_flower.wire.codecs import get_codec
 from simulations import kept
 from simulations.kept import Study
 from simulations.leakage.cases import Options
@@ -53,7 +52,8 @@ def _trial(
     config = options.config_of(case, seed, workspace)
     stores = prepare_stores(config)
     description = stores.description
-    num_bytes = smashed_bytes(Blueprint(config, description).network(), description)
+    blueprint = Blueprint(config, description)
+    num_bytes = smashed_bytes(blueprint.network(), description)
     samples = chosen_samples(description.samples_of("train"), options.audit, num_bytes)
     victims, auxiliary = (Known.joined(images_in(stores, samples_N, 256)) for samples_N in samples)
     most = most_looks(options.audit, sum(map(len, samples)), num_bytes)
@@ -61,7 +61,7 @@ def _trial(
     attacks = Attacks(description, victims, auxiliary, options.audit, progress.steps)
     one, unique = attacks.of_codes(net)
     joined = all_looks(attacks, net, looks, one)
-    up, down = _bytes(config, description)
+    up, down = wire_bytes(blueprint, config.training.batch_size)
     trial = Trial(
         case=case, seed=seed, accuracy=accuracy, bytes_up=up, bytes_down=down,
         bits=config.network.cut_protection.bits(description.grid().num_patches), unique=unique,
@@ -89,17 +89,6 @@ def _trained(
         accuracy = trainer.evaluate().accuracy
     net: PatchSplitNet = trainer.net
     return net.eval().requires_grad_(False), accuracy, recorder.finish()
-
-
-def _bytes(config: RunConfig, description: StoreSetDescription) -> tuple[float, float]:
-    """Return payload bytes of an image and step, up and down, of all Uppers together."""
-    size = config.training.batch_size
-    shapes = [(size, *shape) for shape in Blueprint(config, description).smashed_shapes().values()]
-    up, down = (
-        sum(get_codec(codec).nbytes(shape) for shape in shapes) / size
-        for codec in (config.smashed_codec, config.wire.wire_gradients)
-    )
-    return up, down
 
 
 _ABOUT = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from simulations.axes import new_axes
+from psl_flower.text import counted
+from simulations.axes import new_axes, with_legend
 from simulations.leakage.results import Average, Report
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -35,9 +36,6 @@ def _plot(report: Report, x: str, series: list[tuple[Callable[[Average], float],
         points = [place(one) for place, _ in series]
         axes.plot(points, [lost] * len(points), color=colour, linewidth=0.8)
         for (_, fill), point in zip(series, points, strict=True):
-            label = f"{one.case} ({one.seeds} {'seed' if one.seeds == 1 else 'seeds'})" if fill == "full" else None
+            label = f"{one.case} ({counted(one.seeds, 'seed')})" if fill == "full" else None
             axes.plot([point], [lost], color=colour, marker=marker, fillstyle=fill, linestyle="none", label=label)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.set_figheight(3.2 + 0.2 * len(labels))
-    figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
-    return figure
+    return with_legend(figure, axes)

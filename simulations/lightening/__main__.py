@@ -36,7 +36,7 @@ from simulations.progress import Progress
 
 # Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
-    **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
+    **common.DECIDED_BUT_THREADS,
     "rounds": "--epochs", "steps-per-round": "--epochs", "workspace": "--workspace",
 }  # fmt: skip
 
@@ -98,7 +98,6 @@ class Lightening(ReportBenchmark[Options]):
             min_speed=min_speed,
             end=f"{answer['end']}: {answer['reason']}",
             found=found.name,
-            satisfied=answer["third"] is not None,
             measurements=models,
             seconds=time.monotonic() - started,
         )

@@ -104,7 +104,6 @@ class Report(reports.Report, frozen=True, kw_only=True):
     min_speed: float  #: Images/s that the lightening was asked to exceed.
     end: str  #: End of the lightening, and why.
     found: str  #: Name of the third model, or of the attempt that came closest.
-    satisfied: bool  #: Whether that one met the lightening's own conditions.
     measurements: tuple[Model, ...]  #: The reference first.
     seconds: float  #: Duration of everything.
 

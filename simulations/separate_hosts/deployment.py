@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
 from psl_flower.stores.prepare import prepare_stores
+from simulations.child import call
 from simulations.separate_hosts.network import Host, Network
 from simulations.watching import wait_until
 
@@ -258,18 +258,3 @@ def _toml(value: str | bool) -> str:
 
 def _certificates_script() -> Path:
     return app_folder() / "deploy" / "make-certificates.sh"
-
-
-def call(*arguments: str | Path, **environment: str) -> str:
-    """Run a program to its end; return what it prints.
-
-    Raises
-    ------
-    RunError
-        If it fails, with its last words.
-    """
-    words = list(map(str, arguments))
-    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RunError(f"{' '.join(words[:3])}: {last_line(done.stdout + done.stderr)}")
-    return done.stdout

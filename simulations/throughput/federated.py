@@ -17,7 +17,7 @@ from psl_flower.errors import RunError
 from psl_flower.kinds import Train
 from psl_flower.launch.running import Watch, app_folder, prepare, start
 from psl_flower.launch.superlink import LocalSuperLink
-from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.runs.folder import CONFIG_FILE, RunFolder, Status
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.wire.frames import frame_nbytes
 from psl_flower.wire.messages import Smashed, Step
@@ -116,7 +116,7 @@ def _read(
     cut = cut_steps(began, ends, holds)
     whole = timed(len(steps), warmup, cut)
     up, down = evaluation_bytes(config, stores)
-    stamps["ServerApp"] = (run.path / "config.toml").stat().st_mtime
+    stamps["ServerApp"] = (run.path / CONFIG_FILE).stat().st_mtime
     stamps["first step"] = began
     order = ("begin", "SuperLink", "flwr run", "ServerApp", "nodes", "first step")
     return Measurement(

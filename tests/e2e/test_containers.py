@@ -28,7 +28,8 @@ from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
 from psl_flower.stores.prepare import prepare_stores
-from simulations.separate_hosts.deployment import BIN, call
+from simulations.child import call
+from simulations.separate_hosts.deployment import BIN
 from tests.e2e.conftest import differing, model, wait_until
 from tests.e2e.watched import DATASET, INGEST
 

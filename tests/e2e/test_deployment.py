@@ -21,7 +21,8 @@ from psl_flower.patches.store import read_all_positions, store_folder
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, load_result
 from psl_flower.sealed import manifest as manifests
-from simulations.separate_hosts.deployment import BIN, FLEET_PORT, call
+from simulations.child import call
+from simulations.separate_hosts.deployment import BIN, FLEET_PORT
 from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model
 from tests.e2e.watched import DATASET, PLAIN_PORT, RESTORERS, Deployment, sniffing

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from psl_flower.config import RunConfig
 from psl_flower.kinds import parse_settings
 from psl_flower.stores.prepare import prepare_stores
+from simulations.child import call
 from simulations.separate_hosts import deployment
-from simulations.separate_hosts.deployment import BIN, call, started_again
+from simulations.separate_hosts.deployment import BIN, started_again
 from simulations.separate_hosts.network import Host, Network
 from tests.paths import DATA, ROOT
 

@@ -9,6 +9,7 @@ from tiny_comparison import CHOICE, METHODS, report
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, GridError, RunError
+from psl_flower.runs.mistakes import confusion
 from simulations.compare import federated, study
 from simulations.compare.__main__ import BENCHMARK
 from simulations.compare.federated import federation, total_by_node
@@ -123,7 +124,7 @@ def test_bytes_of_a_run_that_was_continued():
 
 
 def test_confusion():
-    assert study.confusion([0, 0, 1, 2], [0, 1, 1, 0], 3) == ((1, 1, 0), (0, 1, 0), (1, 0, 0))
+    assert confusion([0, 0, 1, 2], [0, 1, 1, 0], 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_a_trial_is_another_one_if_anything_that_matters_is():

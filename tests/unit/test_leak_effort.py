@@ -10,12 +10,13 @@ from psl_flower.leakage.attack import Pairs, train_decoder
 from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.complete import audit
 from psl_flower.leakage.decoders import Sizes
-from psl_flower.leakage.effort import Course, Effort, forecast, using
+from psl_flower.leakage.effort import Course, Effort, forecast
 from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.recording import RecordedLooks
 from psl_flower.leakage.replay import Replay
 from psl_flower.patches import PatchGrid
 from psl_flower.protection import Protection
+from psl_flower.system.devices import torch_threads
 from tests.engines import settings
 from tests.unit.leaks import network, pictures
 
@@ -54,7 +55,7 @@ def test_the_first_timing_of_a_process_is_thrown_away(tmp_path, monkeypatch):
         return next(seconds[threads]), 1.0 / len(asked)
 
     monkeypatch.setattr("psl_flower.leakage.effort._timed", timed)
-    with using(2):
+    with torch_threads(2):
         effort = forecast(net, run.read_description(), AuditSettings(epochs=1), 40, 10, joined=False)
     assert asked == [1, 1, 2, 1, 2]
     # One step: 36 images are fewer than a batch.
@@ -67,14 +68,14 @@ def test_several_threads_are_taken_where_they_are_clearly_faster(tmp_path, monke
         monkeypatch.setattr(
             "psl_flower.leakage.effort._timed", lambda threads, *_, s=speedup: (1.0 if threads == 1 else 1 / s, 0.0)
         )
-        with using(2):
+        with torch_threads(2):
             effort = forecast(net, run.read_description(), AuditSettings(), 40, 10, joined=False)
         assert effort.threads == expected
 
 
 def test_steps_are_really_timed(tmp_path):
     run, net = make_run(tmp_path, backbone_width=8)
-    with using(1):
+    with torch_threads(1):
         effort = forecast(net, run.read_description(), AuditSettings(epochs=1), 40, 10, joined=False)
     assert min(effort.decoder, effort.substitutes, effort.mending) > 0
     assert all(parameter.grad is None for parameter in net.parameters())

@@ -95,7 +95,7 @@ def test_a_line_that_a_crash_cut_is_dropped_and_the_next_is_whole(run):
     again.note("second", judged(), 0.0)
     assert [entry.what for entry in LighteningFolder(run, SETTINGS).entries] == ["first", "second"]
     log.write_bytes(b"not a log\n")
-    with pytest.raises(RunError, match=r"log\.jsonl: cannot be read: .* to start over"):
+    with pytest.raises(RunError, match=r"log\.jsonl: line 1 is damaged: .* to start over"):
         LighteningFolder(run, SETTINGS)
 
 

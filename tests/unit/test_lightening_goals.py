@@ -63,7 +63,6 @@ def report(third="1110", fast=3.5, num_bytes=900_000, **config):
         min_speed=300.0,
         end="satisfied: both conditions hold",
         found="degree-003",
-        satisfied=True,
         measurements=(
             model(REFERENCE, "1110"),
             model(DIRECT, "1100", fast=3.0, num_bytes=1_010_000),
