@@ -41,9 +41,10 @@ done
 
 new_key() { openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1" 2> /dev/null; }
 
-if [ ! -e ca.key ]; then
-    new_key ca.key
-    openssl req -x509 -new -key ca.key -sha256 -days "${PSL_CA_DAYS:-3650}" -subj "/CN=psl-flower authority" \
+if [ ! -e ca.key ] || [ ! -e ca.crt ]; then
+    [ ! -e ca.key ] || { echo "$0: $PWD has ca.key and no ca.crt; restore it, or begin in another folder" >&2; exit 1; }
+    new_key ca.key.new
+    openssl req -x509 -new -key ca.key.new -sha256 -days "${PSL_CA_DAYS:-3650}" -subj "/CN=psl-flower authority" \
         -config <(echo "[req]
 distinguished_name = name
 [name]
@@ -51,6 +52,7 @@ distinguished_name = name
 basicConstraints = critical, CA:TRUE, pathlen:0
 keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash") -extensions ca -out ca.crt
+    mv ca.key.new ca.key
 fi
 
 new_key "$own.key"

@@ -1,83 +1,81 @@
-"""Every error that a user can meet.
+"""Errors that users meet. A message says what, where, and what to do; never a tensor value, label, token or key.
 
-    PslError
-    ├── ConfigError            a setting is unknown, mistyped, out of range or contradicts another
-    │   └── GridError          the patch grid does not fit the image
-    ├── DataError              the images, the labels or their folder are not usable
-    │   ├── DatasetNotFound    no such dataset or folder
-    │   └── CorruptImage       one image cannot be decoded
-    ├── StoreError             a patch store is missing, damaged or not the one expected
-    │   ├── StoreNotFound      no store, segment or manifest at that place
-    │   ├── StoreExists        something is already where a store or its output should go
-    │   ├── StoreUnreachable   the disk or the remote file system refuses
-    │   │   └── PatchServerLost  the machine that a store's URL names does not answer; it may come back
-    │   ├── UnknownFormat      not a file of this kind
-    │   ├── UnknownVersion     a version or cipher suite that this program does not know
-    │   ├── TruncatedFile      the file ends too early
-    │   ├── TrailingBytes      bytes follow where the file should end
-    │   ├── HeaderDamaged      a segment header is not the one that was signed for
-    │   ├── ForeignSegment     a segment of another ...
-    │   │   ├── WrongDataset   ... dataset
-    │   │   ├── WrongStore     ... store, or for other positions
-    │   │   ├── WrongEpoch     ... key epoch
-    │   │   └── WrongSegment   ... place or generation in the store
-    │   ├── WrongNodeKey       this identity opens no store here
-    │   ├── KeyMismatch        an unwrapped key is not the one committed to
-    │   ├── RecordError        one record ...
-    │   │   ├── RecordDamaged  ... was changed
-    │   │   ├── RecordSwapped  ... and another one changed places
-    │   │   ├── RecordsReordered  ... and several others changed places
-    │   │   ├── RecordDuplicated  ... stands where another one belongs
-    │   │   └── RecordForeign  ... comes from another store
-    │   ├── DigestTableDamaged the digests at a segment's end were changed; the records are whole
-    │   ├── SegmentDamaged     records and digests were changed both
-    │   ├── SourceChanged      the images are not those that an interrupted ingest began with
-    │   ├── ManifestError      the signed manifest ...
-    │   │   ├── SignatureInvalid  ... or another signed document was changed, or signed by another key
-    │   │   ├── WrongOwner     ... is by another owner than the one trusted
-    │   │   ├── StaleManifest  ... is older than one already seen
-    │   │   ├── ForkedManifest ... differs from one of the same generation already seen
-    │   │   └── MixedGenerations  ... and the stores are of different generations
-    │   ├── LabelError         a label version is missing, damaged, or not by someone entitled
-    │   ├── RestoreRefused     restoration is not allowed ...
-    │   │   ├── TooFewShares   ... with so few restorers
-    │   │   ├── UnknownRestorer   ... to someone the manifest does not name
-    │   │   ├── RevokedRestorer   ... to a restorer who was dropped
-    │   │   ├── WrongShare     ... with a share that is not the one dealt
-    │   │   └── AuthorisationInvalid  ... by this authorisation (expired, altered, for other images)
-    │   ├── AuditError         the audit log ...
-    │   │   ├── AuditLogEdited ... was changed
-    │   │   └── AuditLogTruncated ... lacks entries that it once had
-    │   └── BundleDamaged      a sealed bundle was changed, cut, or is for another node
-    ├── IdentityError          a key file or public key cannot be used
-    │   ├── InsecureKeyFile    others may read the private key
-    │   ├── PassphraseError    the passphrase is missing or wrong
-    │   ├── WeakKey            a public key of low order, which would give no secrecy
-    │   └── WrongRole          the key is for another role
-    ├── WireError              a frame is malformed; the peer that sent it is refused
-    │   ├── FrameVersionError  unknown magic or version
-    │   ├── FrameTooLarge      a declared size is above its bound
-    │   └── FrameMismatch      the content is not what was declared or expected (shape, dtype, length)
-    ├── ProtocolError          frames come in the wrong order, for the wrong step, or not at all
-    │   ├── AuthenticationError  wrong token, node, run or position
-    │   └── PeerLost           the connection ended or its deadline passed
-    ├── NodeError              a node reports that it failed
-    │   └── NodeLost           a node, its process or its patch server is gone; it may come back
-    ├── PositionError          a grid position is held twice or unknown
-    │   └── PositionMissing    ... is held by no node online; it may come back
-    ├── AlignmentError         parties do not hold the same samples
-    ├── TrainingError          training cannot continue (a loss that is not finite)
-    │   └── TrainingStopped    the user asked to stop; a checkpoint was written
-    ├── ExportError            a network cannot be written as one file, or that file cannot be run or answers otherwise
-    ├── LighteningError        a network cannot be lightened, or what came from the server is no light model
-    │   └── LighteningImpossible  no degree of lightening meets the conditions; the best one is shown
-    ├── OutputLost             standard output cannot be written, as on a full disk; the work is done
-    ├── PredictionStopped      the user asked to stop a prediction; nothing was written
-    └── RunError               a run folder, checkpoint or model is missing, damaged or of another run
-        ├── NoCheckpoint       a run, or a node, keeps no weights of that step
-        └── OtherDataset       the dataset is not the one that the run was trained on
-
-A message says what, where, and what to do; never a tensor value, a label, a token or a key.
+PslError
+├── ConfigError            a setting is unknown, mistyped, out of range or contradicts another
+│   └── GridError          the patch grid does not fit the image
+├── DataError              the images, the labels or their folder are not usable
+│   ├── DatasetNotFound    no such dataset or folder
+│   └── CorruptImage       one image cannot be decoded
+├── StoreError             a patch store is missing, damaged or not the one expected
+│   ├── StoreNotFound      no store, segment or manifest at that place
+│   ├── StoreExists        something is already where a store or its output should go
+│   ├── StoreUnreachable   the disk or the remote file system refuses
+│   │   └── PatchServerLost  the machine that a store's URL names does not answer; it may come back
+│   ├── UnknownFormat      not a file of this kind
+│   ├── UnknownVersion     a version or cipher suite that this program does not know
+│   ├── TruncatedFile      the file ends too early
+│   ├── TrailingBytes      bytes follow where the file should end
+│   ├── HeaderDamaged      a segment header is not the one that was signed for
+│   ├── ForeignSegment     a segment of another ...
+│   │   ├── WrongDataset   ... dataset
+│   │   ├── WrongStore     ... store, or for other positions
+│   │   ├── WrongEpoch     ... key epoch
+│   │   └── WrongSegment   ... place or generation in the store
+│   ├── WrongNodeKey       this identity opens no store here
+│   ├── KeyMismatch        an unwrapped key is not the one committed to
+│   ├── RecordError        one record ...
+│   │   ├── RecordDamaged  ... was changed
+│   │   ├── RecordSwapped  ... and another one changed places
+│   │   ├── RecordsReordered  ... and several others changed places
+│   │   ├── RecordDuplicated  ... stands where another one belongs
+│   │   └── RecordForeign  ... comes from another store
+│   ├── DigestTableDamaged the digests at a segment's end were changed; the records are whole
+│   ├── SegmentDamaged     records and digests were changed both
+│   ├── SourceChanged      the images are not those that an interrupted ingest began with
+│   ├── ManifestError      the signed manifest ...
+│   │   ├── SignatureInvalid  ... or another signed document was changed, or signed by another key
+│   │   ├── WrongOwner     ... is by another owner than the one trusted
+│   │   ├── StaleManifest  ... is older than one already seen
+│   │   ├── ForkedManifest ... differs from one of the same generation already seen
+│   │   └── MixedGenerations  ... and the stores are of different generations
+│   ├── LabelError         a label version is missing, damaged, or not by someone entitled
+│   ├── RestoreRefused     restoration is not allowed ...
+│   │   ├── TooFewShares   ... with so few restorers
+│   │   ├── UnknownRestorer   ... to someone the manifest does not name
+│   │   ├── RevokedRestorer   ... to a restorer who was dropped
+│   │   ├── WrongShare     ... with a share that is not the one dealt
+│   │   └── AuthorisationInvalid  ... by this authorisation (expired, altered, for other images)
+│   ├── AuditError         the audit log ...
+│   │   ├── AuditLogEdited ... was changed
+│   │   └── AuditLogTruncated ... lacks entries that it once had
+│   └── BundleDamaged      a sealed bundle was changed, cut, or is for another node
+├── IdentityError          a key file or public key cannot be used
+│   ├── InsecureKeyFile    others may read the private key
+│   ├── PassphraseError    the passphrase is missing or wrong
+│   ├── WeakKey            a public key of low order, which would give no secrecy
+│   └── WrongRole          the key is for another role
+├── WireError              a frame is malformed; the peer that sent it is refused
+│   ├── FrameVersionError  unknown magic or version
+│   ├── FrameTooLarge      a declared size is above its bound
+│   └── FrameMismatch      the content is not what was declared or expected (shape, dtype, length)
+├── ProtocolError          frames come in the wrong order, for the wrong step, or not at all
+│   ├── AuthenticationError  wrong token, node, run or position
+│   └── PeerLost           the connection ended or its deadline passed
+├── NodeError              a node reports that it failed
+│   └── NodeLost           a node, its process or its patch server is gone; it may come back
+├── PositionError          a grid position is held twice or unknown
+│   └── PositionMissing    ... is held by no node online; it may come back
+├── AlignmentError         parties do not hold the same samples
+├── TrainingError          training cannot continue (a loss that is not finite)
+│   └── TrainingStopped    the user asked to stop; a checkpoint was written
+├── ExportError            a network cannot be written as one file, or that file cannot be run or answers otherwise
+├── LighteningError        a network cannot be lightened, or what came from the server is no light model
+│   └── LighteningImpossible  no degree of lightening meets the conditions; the best one is shown
+├── OutputLost             standard output cannot be written, as on a full disk; the work is done
+├── PredictionStopped      the user asked to stop a prediction; nothing was written
+└── RunError               a run folder, checkpoint or model is missing, damaged or of another run
+    ├── NoCheckpoint       a run, or a node, keeps no weights of that step
+    └── OtherDataset       the dataset is not the one that the run was trained on
 """
 
 from __future__ import annotations

@@ -49,8 +49,11 @@ def doctor(
 
     Checks what you name, and always versions, memory and device. With --address the certificates are the server's.
     """
+    of_stores = {"--key": key, "--passphrase-file": passphrase_file, "--owner": owner, "--description": description}
     if (exchange_cert is None) != (exchange_key is None):
         raise typer.BadParameter("--exchange-cert and --exchange-key belong together; give both")
+    if not store and (unchecked := [name for name, value in of_stores.items() if value]):
+        raise typer.BadParameter(f"{' and '.join(unchecked)}: checked with a store alone; name it with --store")
     authorities = {"exchange-ca": exchange_ca, "exchange-client-ca": exchange_client_ca}
     checks = (
         _check_certificates(root_certificates, certificate, certificate_key, address or (), auth_key),

@@ -39,13 +39,15 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
         typer.echo(json.dumps({"workspace": str(path), "runs": found}))
         return
     if not found:
-        say(f"{path / 'runs'}: no runs yet")
+        say(f"{path / 'runs'}: no runs yet; --workspace or PSL_WORKSPACE names another workspace")
         return
     rows = [("run", "state", "step", "accuracy", "model", "size", "last sign of life"), *map(_run_row, found)]
     print_table(rows)
     for run in found:
         if run["reason"]:
-            say(f"{run['run']} {run['state']}: {cut(run['reason'], _REASON)}")
+            shown = cut(run["reason"], _REASON)
+            rest = f" (all of it in {path / 'runs' / run['run'] / 'log.txt'})" if shown != run["reason"] else ""
+            say(f"{run['run']} {run['state']}: {shown}{rest}")
 
 
 def _describe(folder: RunFolder, since: float | None = None) -> dict[str, Any]:

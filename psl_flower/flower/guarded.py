@@ -49,6 +49,7 @@ def become(program: str, arguments: Sequence[str], environment: dict[str, str]) 
 def main() -> int:
     """Run the program; return 1 if it cannot be guarded."""
     path = sys.argv[1]
+    os.umask(0o077)  # its database has node keys and tokens of runs; other users of the host have no business there
     try:
         _guard(Path(path).name)
     except (PslError, OSError) as error:

@@ -91,7 +91,10 @@ def test_over_nodes_and_resumed(transport: str, tmp_path: Path) -> None:
     found = usual.weights_of(strategy, result, tmp_path, 18, groups.HOLDERS)
     assert plain.differing(found, groups.plain_loop(ADAM)) == []
     grid.begin()
-    assert torch.equal(strategy.predict(grid, plain.VALID[::-1]), found["outputs"].flip(0))
+    turned = strategy.predict(grid, plain.VALID[::-1])
+    # Not bit by bit: on some processors a sample's last bit depends on its place in the batch.
+    torch.testing.assert_close(turned, found["outputs"].flip(0), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(turned, found["outputs"], atol=1e-2)
     grid.join()
 
 

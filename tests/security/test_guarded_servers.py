@@ -220,3 +220,15 @@ def test_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "every user of this host can read this node's messages" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot tell operators from strangers"):
         guarded._guard(SUPERLINK)
+
+
+def test_other_users_cannot_read_what_a_superlink_writes(tmp_path: Path) -> None:
+    """Its database has the tokens of runs; started by hand, no unit's UMask protects it."""
+    port, before = free_port(), os.umask(0o022)
+    try:
+        with serving("psl-superlink", tmp_path, port, "--database", str(tmp_path / "superlink.db")):
+            written = [path for path in tmp_path.glob("superlink.db*")]
+            assert written
+            assert {path.stat().st_mode & 0o077 for path in written} == {0}
+    finally:
+        os.umask(before)

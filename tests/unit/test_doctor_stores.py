@@ -94,3 +94,10 @@ def test_sealed_record_that_was_changed(sealed, tmp_path):
             content[len(content) // 2] ^= 1
         (copy / file.name).write_bytes(content)
     only_failed(stores.check_store(str(copy), sealed / "node1.key", None, "", None))
+
+
+def test_what_only_a_store_is_checked_with_is_not_passed_over(tmp_path, capsys):
+    assert main(["doctor", "--key", str(tmp_path / "nokey"), "--owner", str(tmp_path / "noowner")]) == 2
+    assert "--key and --owner: checked with a store alone; name it with --store" in " ".join(
+        capsys.readouterr().err.split()
+    )

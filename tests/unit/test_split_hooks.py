@@ -142,8 +142,9 @@ TWO: dict[str, Callable[[], nn.Module]] = {"a": lambda: nn.Linear(4, 3), "b": la
 TWO_DATA = {"a": draw(4), "b": draw(2, seed=1)}
 KINDS: dict[str, tuple[Any, ...]] = {
     # Integers of any size stay integers; several inputs; data that are read by row.
-    "int64 ids": ({"a": TwoInputs, "b": lambda: nn.Linear(2, 1)}, {"a": Table(), "b": draw(2)},
-                  lambda: Concatenated(4), draw(1, seed=2), nn.functional.mse_loss),
+    # No party's output is one number wide: some processors then add a gradient that is a slice in another order.
+    "int64 ids": ({"a": TwoInputs, "b": lambda: nn.Linear(2, 3)}, {"a": Table(), "b": draw(2)},
+                  lambda: Concatenated(6), draw(1, seed=2), nn.functional.mse_loss),
     "bytes": ({"a": lambda: nn.Sequential(nn.Flatten(), nn.Embedding(256, 2), nn.Flatten())},
               {"a": torch.arange(24 * 3).reshape(24, 3).to(torch.uint8).int()}, lambda: Concatenated(6), draw(1),
               nn.functional.mse_loss),
